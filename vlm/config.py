@@ -1,0 +1,229 @@
+"""The recipe: what is trained, on what, for how long.
+
+A recipe is YAML. ``load`` reads it, applies ``a.b=value`` overrides and checks every key and type;
+what it returns is frozen. What DeepSpeed owns (sharding, clipping, precision) is not here but in
+``ds_configs/``; ``vlm.engine.ds_config`` refuses a value that stands in both.
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vlm.errors import ConfigError
+
+COMPONENTS = ("vision", "connector", "language")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class PartConfig(_Strict):
+    """A vision encoder or language model: weights to load, or a config to start at random."""
+
+    #: Hugging Face id or local folder
+    pretrained: str | None = None
+    #: keys of the transformers config, ``model_type`` among them; random weights
+    config: dict[str, Any] | None = None
+    #: recompute activations in the backward pass
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "PartConfig":
+        if (self.pretrained is None) == (self.config is None):
+            raise ValueError("set exactly one of `pretrained` and `config`")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("`config` needs `model_type`, for example dinov2 or llama")
+        return self
+
+
+class FoveationConfig(_Strict):
+    """How the language model's queries look at frames (the `foveated` connector)."""
+
+    #: width of the query that travels from the language model to the encoder
+    query_dim: int = Field(384, gt=0)
+    #: a bias here dominates the query and makes attention uniform
+    query_bias: bool = False
+    #: std of q_static and q_init; 0.02 gives uniform attention
+    query_std: float = Field(1.0, gt=0)
+    #: multiplies visual tokens; about the std of the language model's embeddings
+    visual_scale: float = Field(0.14, gt=0)
+    #: weight of the coarse pass' cross entropy beside the fine one's
+    coarse_weight: float = Field(0.0, ge=0)
+
+
+class ModelConfig(_Strict):
+    family: str
+    vision: PartConfig
+    language: PartConfig
+    connector: FoveationConfig = FoveationConfig()
+    #: folder or id of the tokenizer; it must hold a chat template and `image_token`
+    tokenizer: str
+    image_token: str = "<|image|>"
+    #: components that do not train
+    freeze: tuple[Literal["vision", "connector", "language"], ...] = ()
+
+
+class AugmentConfig(_Strict):
+    """Changes to training frames that leave every answer true. One draw per sample."""
+
+    #: translate by up to this many pixels, repeating the border
+    shift_px: int = Field(0, ge=0)
+    #: multiply by 1 +- this
+    contrast: float = Field(0.0, ge=0, lt=1)
+    #: add up to +- this times 255
+    brightness: float = Field(0.0, ge=0, lt=1)
+
+
+class DataConfig(_Strict):
+    train: Path
+    eval: Path
+    batching: Literal["bucketed", "packed"] = "bucketed"
+    #: micro-batches of a global step, over all ranks; world size must divide it
+    micro_batches: int = Field(gt=0)
+    #: most that one micro-batch may cost, in tokens, padding included
+    budget: int = Field(gt=0)
+    #: what a frame costs beside its tokens in the language model, in tokens
+    frame_cost: float = Field(0.0, ge=0)
+    #: share of text-only samples among all samples
+    text_frac: float = Field(0.0, ge=0, lt=1)
+    #: samples planned at a time
+    window: int = Field(262_144, gt=0)
+    #: `answers` learns assistant turns, `all` every text token
+    loss_on: Literal["answers", "all"] = "answers"
+    augment: AugmentConfig = AugmentConfig()
+    #: JPEG decoding threads of each rank
+    decode_threads: int = Field(2, gt=0)
+    #: micro-batches prepared ahead
+    prefetch: int = Field(4, gt=0)
+
+
+class ScheduleConfig(_Strict):
+    """Learning rate over steps, as a factor of each component's own."""
+
+    name: Literal["cosine", "constant"] = "cosine"
+    warmup_frac: float = Field(0.05, ge=0, le=1)
+    #: where cosine ends, as a share of the peak
+    floor_frac: float = Field(0.1, ge=0, le=1)
+
+
+class LearningRates(_Strict):
+    vision: float = Field(1e-5, ge=0)
+    connector: float = Field(1e-4, ge=0)
+    language: float = Field(1e-5, ge=0)
+
+
+class OptimConfig(_Strict):
+    lr: LearningRates = LearningRates()
+    #: not applied to biases, norms and other vectors
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    schedule: ScheduleConfig = ScheduleConfig()
+
+
+class TrainConfig(_Strict):
+    #: global steps
+    steps: int = Field(gt=0)
+    log_every: int = Field(10, gt=0)
+    eval_every: int = Field(0, ge=0, description="0: only at the end")
+    eval_steps: int = Field(20, gt=0, description="global steps of each evaluation")
+    checkpoint_every: int = Field(0, ge=0, description="0: only at the end")
+    keep_last: int = Field(2, gt=0)
+    #: intra-op threads of each rank on a CPU; 0 leaves it to torch
+    cpu_threads: int = Field(0, ge=0)
+
+
+class LogConfig(_Strict):
+    wandb: Literal["disabled", "offline", "online"] = "offline"
+    wandb_project: str = "saccade"
+    tensorboard: bool = False
+
+
+class Recipe(_Strict):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    output_dir: Path
+    seed: int = Field(0, ge=0)
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig
+    log: LogConfig = LogConfig()
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe and applies dotted overrides.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key, a wrong type or value; the message
+            holds the dotted path.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"recipe {path}: {error.strerror}; expected a YAML file such as recipes/quickstart.yaml"
+        ) from None
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {path} is not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"recipe {path}: found {type(tree).__name__}, expected a mapping of keys")
+    for override in overrides:
+        _apply_override(tree, override)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(path, error)) from None
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe; ``load`` reads it back to an equal one."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    dotted, sign, text = override.partition("=")
+    keys = dotted.split(".")
+    if not sign or not all(keys):
+        raise ConfigError(f"override {override!r}: expected a.b=value, for example train.steps=100")
+    node = tree
+    for depth, key in enumerate(keys[:-1], start=1):
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            where = ".".join(keys[:depth])
+            raise ConfigError(f"override {override!r}: {where} is a value, it has no keys below it")
+    try:
+        node[keys[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "recipe"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{where}: unknown key{_suggest(item['loc'])}")
+        elif item["type"] == "missing":
+            lines.append(f"{where}: missing, and it has no default")
+        else:
+            lines.append(f"{where}: {item['msg']} (found {item['input']!r})")
+    return f"recipe {path} (with overrides): " + "; ".join(lines)
+
+
+def _suggest(loc: tuple[int | str, ...]) -> str:
+    model: Any = Recipe
+    for part in loc[:-1]:
+        field = model.model_fields.get(part)
+        if field is None or not hasattr(field.annotation, "model_fields"):
+            return ""
+        model = field.annotation
+    known = list(model.model_fields)
+    close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"

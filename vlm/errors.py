@@ -1,0 +1,65 @@
+"""What can go wrong, by whose fault.
+
+``UserError`` and its subclasses are the user's mistakes: a wrong path, key, shape or shard. They
+reach the terminal as one line without a traceback and end the process with exit code 2. Anything
+else is our bug, keeps its traceback and ends with 1. Not here: ``assert``, which marks what only
+a bug of ours can break.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+
+EXIT_USER_ERROR = 2
+EXIT_FAULTS = 1
+
+
+class UserError(Exception):
+    """A mistake the user can mend: what was found, what was expected, where, and what to do."""
+
+
+class ConfigError(UserError):
+    """A recipe or DeepSpeed file is wrong."""
+
+
+class DataError(UserError):
+    """A shard, manifest or annotation file is wrong."""
+
+
+class SampleError(DataError):
+    """One sample is wrong; the message names shard, key and member."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, incomplete or does not fit the run."""
+
+
+class TransientError(Exception):
+    """The world failed, not the user: a file system that vanished, a peer that died."""
+
+
+def one_line(error: BaseException) -> str:
+    """The error as one line of printable text (a name from a shard may hold anything)."""
+    text = " ".join(str(error).split())
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def command(main: Callable[[Sequence[str]], int | None]) -> Callable[[], None]:
+    """Turns ``main(argv) -> exit code`` into the entry point of a script."""
+
+    @functools.wraps(main)
+    def entry() -> None:
+        try:
+            code = main(sys.argv[1:])
+        except UserError as error:
+            sys.stderr.write(f"error: {one_line(error)}\n")
+            sys.exit(EXIT_USER_ERROR)
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted\n")
+            sys.exit(130)
+        except BrokenPipeError:
+            sys.stderr.close()
+            sys.exit(141)
+        sys.exit(code or 0)
+
+    return entry
