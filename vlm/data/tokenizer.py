@@ -1,0 +1,59 @@
+"""Trains a small tokenizer from a data set's own text, for quickstarts and tests.
+
+A byte-level BPE with ChatML turns, saved so that ``AutoTokenizer`` loads it. Not for real runs:
+those take the tokenizer of their pretrained language model.
+"""
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from vlm.errors import ConfigError
+
+PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int, image_token: str) -> None:
+    """Trains on ``texts`` and saves to the folder ``path``.
+
+    Raises:
+        ConfigError: ``vocab_size`` cannot hold the 256 bytes and the special tokens.
+    """
+    special = [PAD, START, END, image_token]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocab_size < len(alphabet) + len(special):
+        raise ConfigError(
+            f"vocab_size {vocab_size}: a byte-level tokenizer needs at least "
+            f"{len(alphabet) + len(special)} entries"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
+    )
+    # every sample pays for its role names: make each of them one token
+    roles = ["system", "user", "assistant"] * 1000
+    tokenizer.train_from_iterator(itertools.chain(roles, texts), trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        additional_special_tokens=[START, image_token],
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    path.mkdir(parents=True, exist_ok=True)
+    fast.save_pretrained(path)
