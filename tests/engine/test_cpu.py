@@ -1,6 +1,7 @@
 import os
 import pickle
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +23,7 @@ class Doctored:
 
 
 @pytest.fixture
-def safe(monkeypatch: pytest.MonkeyPatch) -> None:
+def safe(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # Set first, so that it is taken back after the test.
     monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0")
     before = torch.serialization.get_safe_globals()

@@ -236,5 +236,5 @@ def _check_precision(config: dict[str, Any], path: Path) -> None:
     if stage == 1 and on == ["bf16"] and accumulate == "fp32":
         raise ConfigError(
             f"{where}: stage 1 with bf16 and data_types.grad_accum_dtype fp32 clips by a norm that"
-            " differs between ranks; use stage 2, which needs less memory, or grad_accum_dtype bf16"
+            " differs between ranks; use stage 2, or grad_accum_dtype bf16"
         )
