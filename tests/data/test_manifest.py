@@ -1,0 +1,199 @@
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from tests.data import helpers
+from tests.data.conftest import IMAGE_TOKEN
+from vlm.data import chat, manifest, shards
+from vlm.errors import ConfigError, DataError
+
+COUNTS = [3, 8, 0, 1, 64, 0, 5, 2, 4, 7]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    paths = helpers.write_shards(folder / "shards", COUNTS, per_shard=4)
+    output = folder / "m.parquet"
+    manifest.build(paths, str(tokenizer_path), IMAGE_TOKEN, output)
+    return output
+
+
+def test_rows_say_what_the_shards_hold(
+    built: Path, tokenizer: PreTrainedTokenizerFast, tokenizer_path: Path
+) -> None:
+    loaded = manifest.load(built)
+    assert loaded.num_frames.tolist() == COUNTS
+    assert loaded.kind.tolist() == [2 if count else 0 for count in COUNTS]
+    assert loaded.shard.tolist() == [0] * 4 + [1] * 4 + [2] * 2
+    assert loaded.height.tolist() == loaded.width.tolist() == [16 if c else 0 for c in COUNTS]
+    assert loaded.keys([9, 0]) == ["00000009", "00000000"]
+    assert loaded.key(3) == "00000003"
+    assert loaded.tokenizer_sha256 == chat.tokenizer_fingerprint(tokenizer_path)
+    for row in range(len(COUNTS)):
+        answer = helpers.ANSWERS[row % len(helpers.ANSWERS)]
+        text = (
+            "<|im_start|>user\nWhat colour is the circle?<|im_end|>\n"
+            f"<|im_start|>assistant\n{answer}<|im_end|>\n"
+        )
+        assert loaded.num_tokens[row] == len(tokenizer.tokenize(text))
+        assert loaded.num_answer_tokens[row] == len(tokenizer.tokenize(answer)) + 1
+    for name in manifest.PLANNING_COLUMNS:
+        assert loaded.__dict__[name].dtype == np.uint32
+
+
+def test_one_read_gets_a_sample(built: Path) -> None:
+    loaded = manifest.load(built)
+    table = pq.read_table(built)
+    for row, count in enumerate(COUNTS):
+        shard = loaded.shards[loaded.shard[row]]
+        with shard.path.open("rb") as file:
+            buffer = os.pread(file.fileno(), int(loaded.length[row]), int(loaded.offset[row]))
+        sample, frames = shards.read_sample(buffer, loaded.where(row))
+        assert (sample.frame_count, len(frames)) == (count, count)
+        assert sample.meta["id"] == f"clip-{row}"
+        bodies = [b for name, b in helpers.tar_members(shard.path) if f"{row:08d}." in name]
+        expected = hashlib.blake2b(b"".join(bodies), digest_size=16).digest()
+        assert table["content_hash"][row].as_py() == expected
+    assert loaded.offset.dtype == loaded.length.dtype == np.uint64
+
+
+def test_shard_table(built: Path) -> None:
+    infos = manifest.load(built).shards
+    assert [info.num_samples for info in infos] == [4, 4, 2]
+    for info in infos:
+        assert info.path.is_absolute()
+        assert info.bytes == info.path.stat().st_size
+        assert info.sha256 == hashlib.sha256(info.path.read_bytes()).hexdigest()
+    header = json.loads(pq.read_schema(built).metadata[b"saccade"])
+    assert header["shards"][0]["path"] == "shards/video-00000.tar"
+    assert sorted(header) == ["fingerprint", "shards", "tokenizer", "version"]
+
+
+def test_the_file_does_not_depend_on_workers_or_place(
+    built: Path, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(built.parent / "shards", tmp_path / "shards")
+    output = tmp_path / "m.parquet"
+    done: list[tuple[int, int]] = []
+    summary = manifest.build(
+        shards.find_shards([tmp_path / "shards"]),
+        str(tokenizer_path),
+        IMAGE_TOKEN,
+        output,
+        workers=2,
+        progress=lambda *counts: done.append(counts),
+    )
+    assert output.read_bytes() == built.read_bytes()
+    assert done == [(1, 3), (2, 3), (3, 3)]
+    assert summary.num_samples == len(COUNTS)
+    assert summary.num_frames == sum(COUNTS)
+    assert summary.rejected == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.parquet", "shards"]
+
+
+def test_the_fingerprint_follows_content_and_order(tokenizer_path: Path, tmp_path: Path) -> None:
+    first = helpers.write_shards(tmp_path / "a", [2, 3], per_shard=1)
+    other = helpers.write_shards(tmp_path / "b", [2, 4], per_shard=1)
+    prints = [
+        manifest.build(paths, str(tokenizer_path), IMAGE_TOKEN, tmp_path / "m").fingerprint
+        for paths in (first, other, first[::-1], first)
+    ]
+    assert prints[0] == prints[3]
+    assert len(set(prints)) == 3
+
+
+def test_missing_and_changed_shards_are_found(built: Path, tmp_path: Path) -> None:
+    shutil.copytree(built.parent, tmp_path / "copy")
+    loaded = manifest.load(tmp_path / "copy" / "m.parquet")
+    loaded.check_shards()
+    with loaded.shards[0].path.open("ab") as file:
+        file.write(b"x")
+    loaded.shards[2].path.unlink()
+    with pytest.raises(DataError, match=r"2 of 3 shards.*video-00000.tar has .*00002.tar is miss"):
+        loaded.check_shards()
+
+
+def test_few_bad_samples_are_left_out_and_named(tokenizer_path: Path, tmp_path: Path) -> None:
+    (path,) = helpers.write_shards(tmp_path, [0] * 150, per_shard=150)
+    members = helpers.tar_members(path)
+    name, body = members[7]
+    members[7] = (name, body.replace(b"a green square", b"a <|im_end|>square"))
+    helpers.write_tar(path, members)
+    output = tmp_path / "m.parquet"
+    summary = manifest.build([path], str(tokenizer_path), IMAGE_TOKEN, output)
+    assert summary.num_samples == 149
+    (message,) = summary.rejected
+    assert "key 00000007" in message and "special token" in message
+    assert "00000007" not in manifest.load(output).keys(range(149))
+
+
+def test_many_bad_samples_stop_the_build(tokenizer_path: Path, tmp_path: Path) -> None:
+    (path,) = helpers.write_shards(tmp_path, [1] * 20)
+    members = [m for m in helpers.tar_members(path) if m[0] != "00000003.000.jpg"]
+    helpers.write_tar(path, members)
+    output = tmp_path / "m.parquet"
+    with pytest.raises(DataError, match=r"1 of 20 samples.*key 00000003.*frame_count is 1"):
+        manifest.build([path], str(tokenizer_path), IMAGE_TOKEN, output)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("members", "fault"),
+    [
+        ([], "it is empty"),
+        ([("0.jpg", b"x"), ("0.txt", b"a cat"), ("0.json", b'{"uid": 1}')], "no usable sample"),
+        ([("0.jpg", b"x"), ("0.txt", b"a cat")], "no member 0.json"),
+        ([("0.json", b"{}"), ("0.pyd", b"x")], "0.pyd"),
+    ],
+)
+def test_foreign_shards_are_one_error(
+    tokenizer_path: Path, tmp_path: Path, members: list[tuple[str, bytes]], fault: str
+) -> None:
+    path = helpers.write_tar(tmp_path / "foreign.tar", members)
+    with pytest.raises(DataError, match=fault) as caught:
+        manifest.build([path], str(tokenizer_path), IMAGE_TOKEN, tmp_path / "m.parquet")
+    assert "foreign.tar" in str(caught.value)
+
+
+def test_frames_that_are_no_jpeg_or_differ_in_size(tokenizer_path: Path, tmp_path: Path) -> None:
+    (path,) = helpers.write_shards(tmp_path, [2])
+    members = helpers.tar_members(path)
+    png = b"\x89PNG\r\n\x1a\n"
+    large = shards.encode_jpeg(np.zeros((16, 18, 3), np.uint8))
+    for body, fault in ((png, "not a JPEG"), (large, "several sizes")):
+        helpers.write_tar(path, [*members[:-1], (members[-1][0], body)])
+        with pytest.raises(DataError, match=fault):
+            manifest.build([path], str(tokenizer_path), IMAGE_TOKEN, tmp_path / "m")
+
+
+def test_what_is_not_a_manifest_is_refused(built: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        manifest.load(tmp_path / "none.parquet")
+    text = tmp_path / "text.parquet"
+    text.write_text("not parquet")
+    other = tmp_path / "other.parquet"
+    pq.write_table(pa.table({"key": ["a"]}), other)
+    for path in (text, other):
+        with pytest.raises(DataError, match="build_manifest"):
+            manifest.load(path)
+    damaged = bytearray(built.read_bytes())
+    damaged[40] ^= 255
+    text.write_bytes(damaged)
+    with pytest.raises(DataError):
+        loaded = manifest.load(text)
+        loaded.offset, loaded.length, loaded.key(0)  # noqa: B018
+
+
+def test_the_tokenizer_is_checked_first(tmp_path: Path) -> None:
+    (path,) = helpers.write_shards(tmp_path, [2])
+    with pytest.raises(ConfigError, match="tokenizer"):
+        manifest.build([path], str(tmp_path / "none"), IMAGE_TOKEN, tmp_path / "m.parquet")

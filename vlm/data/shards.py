@@ -1,0 +1,316 @@
+"""Shards: plain WebDataset tars, written whole or not at all, read one sample at a time.
+
+A sample is a run of adjacent members that share a key: ``KEY.json``, then ``KEY.000.jpg`` and so
+on. Whatever reads a shard trusts nothing in it: only regular files with known extensions pass, and
+nothing is ever unpickled. Not here: decoding frames, and which samples are read when.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+from webdataset import TarWriter
+
+from vlm.data import tar
+from vlm.data.schema import Sample, parse_sample
+from vlm.errors import DataError, SampleError
+
+EXTENSIONS = ("jpg", "jpeg", "png", "webp", "json", "txt", "mp4")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+#: a sample is read in one piece
+MAX_SAMPLE_BYTES = 256 << 20
+MAX_FRAME_PIXELS = 16 << 20
+JPEG_QUALITY = 95
+
+_NAME = re.compile(rf"([^./\\]+)\.((?:[^./\\]+\.)?(?:{'|'.join(EXTENSIONS)}))")
+
+
+class SampleRange(NamedTuple):
+    """Where a sample lies in its shard: headers, bodies and padding."""
+
+    key: str
+    offset: int
+    length: int
+    members: tuple[tar.Member, ...]
+
+
+def scan(path: Path) -> Iterator[SampleRange]:
+    """Yields the samples of a shard in file order, by reading its headers only.
+
+    Raises:
+        DataError: not a whole tar, a member that is no regular file with a known extension, or a
+            key whose members are not adjacent; the message holds shard, byte and member.
+    """
+    seen_keys: set[str] = set()
+    seen_names: set[str] = set()
+    members: list[tar.Member] = []
+    key = ""
+    for member in walk_file(path):
+        where = f"{path} at byte {member.start}"
+        if fault := member_fault(member):
+            raise DataError(f"{where}: {fault}")
+        member_key = split_name(member.name)[0]
+        if member_key != key:
+            if members:
+                yield _range(key, members, path)
+            if member_key in seen_keys:
+                raise DataError(
+                    f"{where}: key {member_key!r} appears again; its members must be adjacent"
+                )
+            seen_keys.add(member_key)
+            key, members = member_key, []
+            seen_names.clear()
+        if member.name in seen_names:
+            raise DataError(f"{where}: a second member {member.name!r}")
+        seen_names.add(member.name)
+        members.append(member)
+    if members:
+        yield _range(key, members, path)
+
+
+def _range(key: str, members: list[tar.Member], path: Path) -> SampleRange:
+    offset, length = members[0].start, members[-1].end - members[0].start
+    if length > MAX_SAMPLE_BYTES:
+        raise DataError(
+            f"{path} at byte {offset}: key {key!r} has {length} bytes, at most "
+            f"{MAX_SAMPLE_BYTES} are read"
+        )
+    return SampleRange(key, offset, length, tuple(members))
+
+
+def walk_file(path: Path) -> Iterator[tar.Member]:
+    """Every member of a shard, allowed or not; DataError on damage."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise DataError(f"shard {path}: {error.strerror}") from None
+    try:
+        total = os.fstat(fd).st_size
+        yield from tar.walk(lambda offset, size: os.pread(fd, size, offset), total, str(path))
+    finally:
+        os.close(fd)
+
+
+def member_fault(member: tar.Member) -> str:
+    """Why a member may not be in a shard; empty if it may."""
+    name = member.name
+    if member.odd_type:
+        return f"member {name!r} is {member.odd_type}; expected regular files"
+    if "/" in name or "\\" in name or name.startswith("."):
+        return f"member {name!r} is in a folder or hidden; expected KEY.EXTENSION"
+    if not _NAME.fullmatch(name) or not name.isprintable():
+        return f"member {name!r} is not KEY.EXTENSION with one of {', '.join(EXTENSIONS)}"
+    return ""
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """("00000012", "000.jpg") of an allowed name."""
+    key, _, suffix = name.partition(".")
+    return key, suffix
+
+
+def read_range(fd: int, offset: int, length: int, where: str) -> bytes:
+    """A sample's bytes, all of them."""
+    buffer = os.pread(fd, length, offset)
+    if len(buffer) != length:
+        raise SampleError(f"{where}: found {len(buffer)} of {length} bytes; the shard has changed")
+    return buffer
+
+
+def read_members(buffer: bytes, where: str) -> dict[str, memoryview]:
+    """The members of one sample's byte range, by full name, in file order.
+
+    Raises:
+        SampleError: a damaged header, a name or type that is not allowed, more than one key.
+    """
+    view = memoryview(buffer)
+    found: dict[str, memoryview] = {}
+    try:
+        members = list(
+            tar.walk(lambda at, size: view[at : at + size], len(view), where, whole=False)
+        )
+    except DataError as error:
+        raise SampleError(str(error)) from None
+    for member in members:
+        if fault := member_fault(member):
+            raise SampleError(f"{where}: {fault}")
+        if member.name in found:
+            raise SampleError(f"{where}: a second member {member.name!r}")
+        found[member.name] = view[member.offset : member.offset + member.size]
+    if len({split_name(name)[0] for name in found}) != 1:
+        raise SampleError(f"{where}: members {list(found)[:4]} are not of one key")
+    return found
+
+
+def read_sample(buffer: bytes, where: str) -> tuple[Sample, list[memoryview]]:
+    """A sample of our schema and its JPEG frames in order, from its byte range.
+
+    Raises:
+        SampleError: besides what ``read_members`` refuses: no JSON member, a JSON member that is
+            not our schema, frames that do not match its ``frame_count``.
+    """
+    return parse_members(read_members(buffer, where), where)
+
+
+def parse_members(members: dict[str, memoryview], where: str) -> tuple[Sample, list[memoryview]]:
+    """``read_sample`` of members that are already found."""
+    key = split_name(next(iter(members)))[0]
+    if f"{key}.json" not in members:
+        raise SampleError(f"{where}: no member {key}.json, so this is no shard of ours")
+    sample = parse_sample(members[f"{key}.json"], f"{where}, member {key}.json")
+    expected = [f"{key}.{i:03d}.jpg" for i in range(sample.frame_count)]
+    images = {name for name in members if name.endswith(IMAGE_EXTENSIONS)}
+    if images != set(expected):
+        missing = sorted(set(expected) - images) + sorted(images - set(expected))
+        raise SampleError(
+            f"{where}: frame_count is {sample.frame_count} but there are {len(images)} images; "
+            f"the first that does not fit is {missing[0]}"
+        )
+    return sample, [members[name] for name in expected]
+
+
+def find_shards(paths: Sequence[Path]) -> list[Path]:
+    """The tars among ``paths`` and in the folders among them, absolute, each once, sorted.
+
+    Raises:
+        DataError: a path that does not exist, or a folder without tars.
+    """
+    found: set[Path] = set()
+    for path in paths:
+        tars = list(path.glob("*.tar")) if path.is_dir() else [path]
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder; expected a .tar or a folder of them")
+        if not tars:
+            raise DataError(f"{path}: holds no *.tar")
+        found.update(Path(os.path.abspath(shard)) for shard in tars)
+    return sorted(found)
+
+
+class ShardWriter:
+    """Writes samples into ``FOLDER/PREFIX-00000.tar`` and so on, the same bytes every time.
+
+    A shard appears under its name only when it is complete and on disk; leaving the ``with`` block
+    by an exception drops the open one.
+    """
+
+    def __init__(
+        self, folder: Path, prefix: str, samples_per_shard: int, first_shard: int = 0
+    ) -> None:
+        self.folder = folder
+        self.prefix = prefix
+        self.samples_per_shard = samples_per_shard
+        self.next_shard = first_shard
+        self._shard: _OpenShard | None = None
+
+    def write(self, index: int, sample: Sample, frames: Sequence[np.ndarray]) -> None:
+        """Adds a sample under the key ``index``, which is unique over all shards of a data set.
+
+        Args:
+            index: 0 to 99999999.
+            sample: Its ``frame_count`` is the number of ``frames``.
+            frames: Each (H, W, 3) uint8, RGB.
+        """
+        assert sample.frame_count == len(frames), "the sample does not describe these frames"
+        if self._shard is None:
+            self._shard = _OpenShard(self.folder / f"{self.prefix}-{self.next_shard:05d}.tar")
+            self.next_shard += 1
+        self._shard.add(f"{index:08d}", sample, frames)
+        if self._shard.num_samples == self.samples_per_shard:
+            self.close()
+
+    def close(self) -> None:
+        """Publishes the open shard, if there is one."""
+        if self._shard is not None:
+            self._shard.publish()
+            self._shard = None
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        elif self._shard is not None:
+            self._shard.drop()
+            self._shard = None
+
+
+class _OpenShard:
+    """One shard under a temporary name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.num_samples = 0
+        # the process id keeps two runs into one folder from writing into each other's file
+        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self.file = self.temporary.open("wb")
+        self.tar = TarWriter(self.file, user="", group="", mtime=0, encoder=False)
+
+    def add(self, key: str, sample: Sample, frames: Sequence[np.ndarray]) -> None:
+        # TarWriter sorts the members of one call; the JSON member comes first
+        self.tar.write({"__key__": key, "json": sample.to_json()})
+        if len(frames):
+            jpegs = {f"{i:03d}.jpg": encode_jpeg(frame) for i, frame in enumerate(frames)}
+            self.tar.write({"__key__": key, **jpegs})
+        self.num_samples += 1
+
+    def publish(self) -> None:
+        self.tar.close()
+        self.file.close()
+        publish(self.temporary, self.path)
+
+    def drop(self) -> None:
+        self.file.close()
+        self.temporary.unlink()
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Gives a finished file its name; after a crash it is there whole, or not at all."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def encode_jpeg(frame: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 RGB to a JPEG without chroma subsampling: small frames have no pixels to
+    spare."""
+    return simplejpeg.encode_jpeg(
+        np.ascontiguousarray(frame),
+        quality=JPEG_QUALITY,
+        colorspace="RGB",
+        colorsubsampling="444",
+        fastdct=False,
+    )
+
+
+def frame_shape(jpeg: memoryview, where: str) -> tuple[int, int]:
+    """(height, width) from the header of a frame.
+
+    Raises:
+        SampleError: no JPEG, one of a kind that does not decode to RGB, or one so large that
+            decoding it would be an attack.
+    """
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(jpeg)
+    except ValueError as error:
+        raise SampleError(f"{where}: not a JPEG: {error}") from None
+    if colorspace in ("CMYK", "YCCK"):
+        raise SampleError(f"{where}: a {colorspace} JPEG; expected RGB or gray")
+    if height * width > MAX_FRAME_PIXELS:
+        raise SampleError(f"{where}: {height}x{width} pixels, at most {MAX_FRAME_PIXELS} are read")
+    return height, width
