@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .PHONY: quickstart test check format test-gpu clean system-packages
 
 PY := .venv/bin/python
-PIP := DS_BUILD_OPS=0 $(PY) -m pip install --quiet --disable-pip-version-check
+PIP := DS_BUILD_OPS=0 $(PY) -m pip install -qq --disable-pip-version-check
 SOURCES := setup.py pyproject.toml constraints.txt
 
 # Programs that some tests need; without them those tests skip, and fail where CI=true.
@@ -65,7 +65,7 @@ clean:
 
 # PYTHON=... chooses another interpreter. Debian and Ubuntu ship Python without its venv.
 $(PY):
-	@set -e; fits='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))'; \
+	@set -e; found=; fits='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))'; \
 	for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
 	  if "$$python" -c "$$fits" 2>/dev/null; then found=$$python; break; fi; \
 	done; \
@@ -79,10 +79,11 @@ $(PY):
 	    echo "error: $$found has no venv; on Debian run: apt-get install python3-venv" >&2; exit 2; \
 	  fi; \
 	fi; \
-	"$$found" -m venv .venv
+	"$$found" -m venv .venv || { rm -rf .venv; exit 1; }
 
 system-packages:
 	@[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null || exit 0; \
+	missing=; \
 	for package in $(SYSTEM_PACKAGES); do \
 	  dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' \
 	    || missing="$$missing $$package"; \
