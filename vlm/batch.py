@@ -1,13 +1,18 @@
 """The micro-batch: where data and models meet, and all that either knows of the other.
 
-Legend: S samples, F frames, P tokens per frame, N tokens of all samples one after another.
+Legend: S samples, F frames, P tokens per frame, N tokens of all samples one after another,
+T tokens that are learned.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from vlm.errors import DataError
 
 IGNORE_INDEX = -100
 
@@ -28,12 +33,20 @@ class Batch:
     input_ids: Tensor
     #: (N,) int64, the id itself where it is learned, else -100; not shifted
     labels: Tensor
-    #: (N,) int64, counts from 0 in every sample
+    #: (N,) int64, counts from 0 in every sample; with cu_seqlens, a token's row and column
     position_ids: Tensor
     #: (S+1,) int64, sample s owns tokens [cu_seqlens[s], cu_seqlens[s+1])
     cu_seqlens: Tensor
     #: (cu_frames[-1] * P,) int64, where in input_ids the placeholders lie, frame by frame
     frame_index: Tensor
+    #: (T,) int64, positions whose next token is learned
+    target_index: Tensor
+    #: (T,) int64, the tokens they must predict
+    targets: Tensor
+    #: tokens of the longest sample
+    max_seqlen: int
+    #: tokens of the longest sample up to its last frame; at least 1
+    max_prefix: int
     #: S names, so that any error can say which samples it met
     keys: list[str]
     #: "text", "image" or "video"
@@ -44,26 +57,77 @@ class Batch:
         return len(self.keys)
 
     @property
-    def num_frames(self) -> int:
-        """Frames that a sample owns: 0 for a text-only micro-batch."""
-        return int(self.cu_frames[-1])
-
-    @property
-    def num_tokens(self) -> int:
-        return self.input_ids.numel()
-
-    @property
     def num_loss_tokens(self) -> int:
-        """Tokens that are learned. A sample's first token has no predecessor to predict it."""
-        return int((shift_labels(self.labels, self.cu_seqlens) != IGNORE_INDEX).sum())
+        return self.targets.numel()
+
+    @property
+    def has_frames(self) -> bool:
+        return self.frame_index.numel() > 0
 
     def to(self, device: torch.device, non_blocking: bool = True) -> "Batch":
+        if device.type == "cpu":
+            return self
         moved = {
             f.name: value.to(device, non_blocking=non_blocking)
             for f in dataclasses.fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
         return dataclasses.replace(self, **moved)
+
+
+def build_batch(
+    *,
+    frames: Tensor,
+    frame_counts: Sequence[int],
+    input_ids: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+    image_token_id: int,
+    tokens_per_frame: int,
+    keys: list[str],
+    kind: str,
+) -> Batch:
+    """Flattens samples and finds, on the CPU, every index the model will need on the device.
+
+    Args:
+        frames: (F, 3, H, W) uint8, all frames in order; one blank frame if there is none.
+        frame_counts: frames of each sample.
+        input_ids: token ids of each sample, placeholders included.
+        labels: the same shape, -100 where nothing is learned.
+
+    Raises:
+        DataError: a sample's placeholders and frames do not match.
+    """
+    for key, ids, count in zip(keys, input_ids, frame_counts, strict=True):
+        found = sum(i == image_token_id for i in ids)
+        if found != count * tokens_per_frame:
+            raise DataError(
+                f"sample {key}: found {found} placeholder tokens for {count} frames, expected "
+                f"{count * tokens_per_frame}; the text must hold {tokens_per_frame} for each frame"
+            )
+    lengths = torch.tensor([len(ids) for ids in input_ids])
+    cu_seqlens = F.pad(lengths.cumsum(0), (1, 0))
+    flat_ids = torch.tensor([i for ids in input_ids for i in ids])
+    flat_labels = torch.tensor([i for row in labels for i in row])
+    position_ids = torch.arange(len(flat_ids)) - cu_seqlens[:-1].repeat_interleave(lengths)
+    frame_index = (flat_ids == image_token_id).nonzero().flatten()
+    shifted = shift_labels(flat_labels, cu_seqlens)
+    target_index = (shifted != IGNORE_INDEX).nonzero().flatten()
+    prefix = position_ids[frame_index].max().item() + 1 if len(frame_index) else 1
+    return Batch(
+        frames=frames,
+        cu_frames=F.pad(torch.tensor(frame_counts).cumsum(0), (1, 0)),
+        input_ids=flat_ids,
+        labels=flat_labels,
+        position_ids=position_ids,
+        cu_seqlens=cu_seqlens,
+        frame_index=frame_index,
+        target_index=target_index,
+        targets=shifted[target_index],
+        max_seqlen=int(lengths.max()),
+        max_prefix=int(prefix),
+        keys=keys,
+        kind=kind,
+    )
 
 
 def shift_labels(labels: Tensor, cu_seqlens: Tensor) -> Tensor:

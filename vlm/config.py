@@ -19,7 +19,9 @@ COMPONENTS = ("vision", "connector", "language")
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class PartConfig(_Strict):
@@ -29,6 +31,10 @@ class PartConfig(_Strict):
     pretrained: str | None = None
     #: keys of the transformers config, ``model_type`` among them; random weights
     config: dict[str, Any] | None = None
+    #: position embeddings of a vision tower that starts at random. `config` draws them with the
+    #: config's initializer_range, at which a small tower never learns where things are; `sincos`
+    #: sets them to two-dimensional sines and cosines.
+    position_init: Literal["config", "sincos"] = "config"
     #: recompute activations in the backward pass
     gradient_checkpointing: bool = False
 

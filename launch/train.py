@@ -1,0 +1,52 @@
+"""Trains a recipe: deepspeed launch/train.py --ds_config ds_configs/zero2.json --recipe R.yaml
+
+On a CPU with two ranks: deepspeed --num_gpus 2 launch/train.py ...
+Checked without training: python launch/train.py --ds_config ... --recipe ... --dry-run
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from vlm import config, log
+from vlm.engine import ds_config
+from vlm.engine.setup import start_process
+from vlm.errors import command
+from vlm.train.dry_run import dry_run
+from vlm.train.loop import fit
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--ds_config", type=Path, required=True, help="a file of ds_configs/")
+    parser.add_argument("--recipe", type=Path, required=True, help="a file of recipes/")
+    parser.add_argument("--dry-run", action="store_true", help="show what would run, then stop")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed passes it
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="change recipe keys")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int | None:
+    args = parse(argv)
+    log.setup()
+    recipe = config.load(args.recipe, args.overrides)
+    resolved = ds_config.resolve(
+        ds_config.load(args.ds_config),
+        path=args.ds_config,
+        recipe_path=args.recipe,
+        micro_batches=recipe.data.micro_batches,
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        cpu=not torch.cuda.is_available(),
+    )
+    if args.dry_run:
+        return dry_run(recipe, resolved)
+    machine = start_process(recipe.train.cpu_threads)
+    fit(recipe, resolved, machine)
+    return 0
+
+
+if __name__ == "__main__":
+    command(main)()

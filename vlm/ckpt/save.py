@@ -1,0 +1,137 @@
+"""Saving: a checkpoint is complete or it does not exist.
+
+1. All ranks write into ``step_N.tmp``: DeepSpeed's state and their random states.
+2. Rank 0 adds the model for ``transformers``, ``trainer.json`` and, over all files, sizes and
+   hashes in ``manifest.json``, then ``COMPLETE``.
+3. It is renamed to ``step_N``, ``latest`` is pointed at it, and only then old ones are removed.
+
+DeepSpeed's own ``latest`` is not used: it is written before the other ranks are done.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlm import dist
+from vlm.ckpt.state import TrainState, rng_state
+
+log = logging.getLogger(__name__)
+
+COMPLETE = "COMPLETE"
+LATEST = "latest"
+MANIFEST = "manifest.json"
+TRAINER = "trainer.json"
+MODEL = "model"
+
+
+def save(
+    engine: Any,
+    tokenizer: Any,
+    folder: Path,
+    state: TrainState,
+    identity: dict[str, Any],
+    keep_last: int,
+) -> Path:
+    """Writes ``folder/step_N`` on all ranks and prunes older ones.
+
+    Args:
+        folder: the run's ``checkpoints``.
+        identity: what a resumed run must share: plan_id, world size, recipe, versions.
+    """
+    name = f"step_{state.step:08d}"
+    temporary, final = folder / f"{name}.tmp", folder / name
+    if dist.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+    dist.barrier()
+    engine.save_checkpoint(str(folder), tag=temporary.name, save_latest=False)
+    torch.save(rng_state(), temporary / rank_file(dist.rank()))
+    export_model(engine, tokenizer, temporary / MODEL)
+    dist.barrier()
+    if dist.is_main():
+        trainer = {"state": dataclasses.asdict(state), "identity": identity}
+        write_json(temporary / TRAINER, trainer)
+        write_json(temporary / MANIFEST, describe_files(temporary))
+        (temporary / COMPLETE).touch()
+        sync_tree(temporary)
+        if final.exists():  # a resumed run comes by here again
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+        replace_text(folder / LATEST, name)
+        prune(folder, keep_last)
+        log.info("checkpoint %s", final)
+    dist.barrier()
+    return final
+
+
+def export_model(engine: Any, tokenizer: Any, folder: Path) -> None:
+    """Config, safetensors and tokenizer that ``transformers`` loads without DeepSpeed."""
+    model = engine.module
+    if engine.zero_optimization_stage() == 3:
+        weights = engine._zero3_consolidated_16bit_state_dict()  # collective
+    else:
+        weights = model.state_dict()
+    if dist.is_main():
+        model.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)
+
+
+def rank_file(rank: int) -> str:
+    return f"rank_{rank:05d}.pt"
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file below ``folder``."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {
+        str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files
+    }
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, default=str), encoding="utf-8")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """A reader sees the old text or the new one, whatever happens meanwhile."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def prune(folder: Path, keep_last: int) -> None:
+    """Removes all but the newest complete checkpoints."""
+    complete = sorted(p.parent for p in folder.glob(f"step_*/{COMPLETE}"))
+    for old in complete[:-keep_last]:
+        # the marker goes first: half a checkpoint must not look like a whole one
+        (old / COMPLETE).unlink()
+        shutil.rmtree(old)

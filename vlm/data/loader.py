@@ -1,0 +1,182 @@
+"""From the plan's steps to micro-batches in memory, ahead of the training step.
+
+1. Each rank plans every global step and keeps the micro-batches that are its own.
+2. Threads of this process read and decode samples; decoders release the interpreter lock.
+3. One thread tokenizes, augments and builds batches, a few micro-batches ahead.
+
+What comes out depends on the plan and the position alone, not on threads or ranks.
+"""
+
+import functools
+import queue
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from vlm.batch import Batch, build_batch
+from vlm.config import AugmentConfig, DataConfig
+from vlm.data import chat, plan
+from vlm.data.augment import augment
+from vlm.data.manifest import Manifest
+from vlm.data.plan import MicroBatch, Plan, Position
+from vlm.data.reader import LoadedSample, Reader
+from vlm.errors import SampleError
+
+#: conversations whose tokens are kept; a small data set is tokenized once, a large one as it comes
+TOKEN_CACHE = 65_536
+
+
+class LoadedStep(NamedTuple):
+    """One rank's share of a global step."""
+
+    #: where the next step lies
+    next: Position
+    epoch: int
+    batches: list[Batch]
+    #: the whole step, of all ranks
+    plan: plan.Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collator:
+    """Turns read samples into a batch."""
+
+    tokenizer: PreTrainedTokenizerFast
+    image_token: str
+    tokens_per_frame: int
+    loss_on: Literal["answers", "all"]
+    augment: AugmentConfig
+    seed: int
+
+    @functools.cached_property
+    def image_token_id(self) -> int:
+        return self.tokenizer.convert_tokens_to_ids(self.image_token)
+
+    def encode(self, loaded: LoadedSample) -> chat.Encoded:
+        turns, frames = loaded.sample.conversation(), len(loaded.frames)
+        encoded = chat.encode(self.tokenizer, turns, self.image_token, self.loss_on)
+        return chat.expand_frames(encoded, frames, self.tokens_per_frame, self.image_token_id)
+
+    def frames(self, loaded: LoadedSample, epoch: int) -> np.ndarray:
+        if not len(loaded.frames):
+            return loaded.frames
+        rng = plan.sample_rng(self.seed, epoch, loaded.row)
+        return augment(loaded.frames, self.augment, rng)
+
+    def batch(
+        self,
+        frames: list[np.ndarray],
+        encoded: list[chat.Encoded],
+        keys: list[str],
+        kind: str,
+        blank: tuple[int, int],
+    ) -> Batch:
+        """Joins samples; ``blank`` is the (H, W) of the frame that text-only batches carry."""
+        owned = [f for f in frames if len(f)] or [np.zeros((1, *blank, 3), np.uint8)]
+        pixels = torch.from_numpy(np.concatenate(owned)).permute(0, 3, 1, 2)
+        return build_batch(
+            frames=pixels,
+            frame_counts=[len(f) for f in frames],
+            input_ids=[e.input_ids for e in encoded],
+            labels=[e.labels for e in encoded],
+            image_token_id=self.image_token_id,
+            tokens_per_frame=self.tokens_per_frame,
+            keys=keys,
+            kind=kind,
+        )
+
+
+class Loader:
+    """Iterates over this rank's micro-batches, one global step at a time, without end."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        plan: Plan,
+        collator: Collator,
+        config: DataConfig,
+        *,
+        rank: int,
+        world_size: int,
+        position: Position | None = None,
+    ) -> None:
+        self._manifest, self._plan, self._collator = manifest, plan, collator
+        self._config, self._rank, self._world_size = config, rank, world_size
+        self._position = position or Position()
+        self._reader = Reader(manifest)
+        self._tokens: dict[int, chat.Encoded] = {}
+        frames = manifest.num_frames > 0
+        # every rank must call the tower alike, so a blank frame is as large as the others
+        self._blank = (
+            (int(manifest.height[frames].max()), int(manifest.width[frames].max()))
+            if frames.any()
+            else (224, 224)
+        )
+
+    def __iter__(self) -> Iterator[LoadedStep]:
+        """Prepares ``prefetch`` micro-batches ahead; an error comes out at its own step."""
+        ahead = max(1, self._config.prefetch * self._world_size // self._config.micro_batches)
+        ready: queue.Queue[LoadedStep | BaseException] = queue.Queue(ahead)
+        stop = threading.Event()
+        worker = threading.Thread(target=self._produce, args=(ready, stop), daemon=True)
+        worker.start()
+        try:
+            while True:
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            worker.join()
+            self._reader.close()
+
+    def _produce(self, ready: queue.Queue, stop: threading.Event) -> None:
+        def put(item: object) -> None:
+            while not stop.is_set():
+                try:
+                    return ready.put(item, timeout=0.2)
+                except queue.Full:
+                    continue
+
+        with ThreadPoolExecutor(self._config.decode_threads, "decode") as pool:
+            try:
+                for next_position, step in self._plan.steps(self._position):
+                    if stop.is_set():
+                        return
+                    put(self._load(next_position, step, pool))
+            except BaseException as error:
+                put(error)
+
+    def _load(
+        self, next_position: Position, step: plan.Step, pool: ThreadPoolExecutor
+    ) -> LoadedStep:
+        window = next_position.window - (next_position.step == 0)
+        epoch = self._plan.epoch(window)
+        mine = plan.assign([batch.cost for batch in step], self._world_size)[self._rank]
+        batches = [self._load_batch(step[index], epoch, pool) for index in mine]
+        return LoadedStep(next_position, epoch, batches, step)
+
+    def _load_batch(self, micro: MicroBatch, epoch: int, pool: ThreadPoolExecutor) -> Batch:
+        rows = micro.rows.tolist()
+        loaded = list(pool.map(self._reader.read, rows))
+        frames = [self._collator.frames(one, epoch) for one in loaded]
+        encoded = [self._encode(one) for one in loaded]
+        keys = self._manifest.keys(rows)
+        return self._collator.batch(frames, encoded, keys, micro.kind, self._blank)
+
+    def _encode(self, loaded: LoadedSample) -> chat.Encoded:
+        if loaded.row not in self._tokens:
+            if len(self._tokens) >= TOKEN_CACHE:
+                self._tokens.clear()
+            try:
+                self._tokens[loaded.row] = self._collator.encode(loaded)
+            except SampleError as error:
+                raise SampleError(f"{self._manifest.where(loaded.row)}: {error}") from None
+        return self._tokens[loaded.row]

@@ -1,0 +1,64 @@
+"""From a model and a recipe to a DeepSpeed engine. The only place that calls ``initialize``."""
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from vlm.config import Recipe
+from vlm.engine import optim
+from vlm.engine.cpu import prepare_cpu, safe_loading
+
+#: what a launcher would have said to a process that runs alone
+SINGLE_PROCESS = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "0",
+}
+
+
+class Machine(NamedTuple):
+    device: torch.device
+    rank: int
+    world_size: int
+
+
+def start_process(cpu_threads: int) -> Machine:
+    """Joins the process group that the launcher describes; one rank without a launcher."""
+    cpu = not torch.cuda.is_available()
+    if cpu:
+        prepare_cpu()
+        if cpu_threads:
+            torch.set_num_threads(cpu_threads)
+    safe_loading()
+    for name, value in SINGLE_PROCESS.items():
+        os.environ.setdefault(name, value)
+    import deepspeed  # not at the top: prepare_cpu must come first
+
+    deepspeed.init_distributed(dist_backend="gloo" if cpu else "nccl", verbose=False)
+    local_rank = int(os.environ["LOCAL_RANK"])
+    device = torch.device("cpu") if cpu else torch.device("cuda", local_rank)
+    if not cpu:
+        torch.cuda.set_device(device)
+    return Machine(device, torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+
+def build_engine(model: nn.Module, recipe: Recipe, ds_config: dict[str, Any], cpu: bool) -> Any:
+    """Freezes, groups, and hands everything to DeepSpeed.
+
+    Args:
+        ds_config: from ``vlm.engine.ds_config.resolve``.
+    """
+    import deepspeed  # not at the top: prepare_cpu must come first
+
+    optim.freeze(model, recipe.model)
+    optimizer = optim.optimizer(model, recipe.optim, fused=not cpu)
+    factor = optim.schedule(recipe.optim.schedule, recipe.train.steps)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, lr_scheduler=scheduler, config=ds_config
+    )
+    return engine

@@ -1,0 +1,67 @@
+"""Greedy generation behind any prompt with frames, in a batch, with a key-value cache.
+
+Not here: sampling and beams.
+"""
+
+import torch
+from torch import Tensor
+
+from vlm.batch import Batch
+from vlm.models.foveated import FoveatedModel, Mode
+from vlm.models.language import new_cache, to_rows
+from vlm.models.splice import fill
+
+
+@torch.no_grad()
+def generate(
+    model: FoveatedModel,
+    batch: Batch,
+    *,
+    eos_token_id: int,
+    max_new_tokens: int,
+    mode: Mode = "coarse_fine",
+) -> list[list[int]]:
+    """Continues every sample of ``batch`` until its end of turn.
+
+    Prompts are padded on the right; the pads stay in the cache and are masked, and every new token
+    gets the position it would have without them.
+
+    Returns:
+        The new ids of each sample, without the end of turn.
+    """
+    hidden, cache = _prefill(model, batch, mode)
+    lengths = batch.cu_seqlens.diff()
+    rows = torch.arange(batch.num_samples, device=lengths.device)
+    state = hidden[rows, lengths - 1]
+    columns = torch.arange(batch.max_seqlen, device=lengths.device)
+    mask = (columns < lengths[:, None]).long()
+    done = torch.zeros_like(lengths, dtype=torch.bool)
+    new: list[Tensor] = []
+    for step in range(max_new_tokens):
+        token = model.language.logits(state).argmax(-1)
+        done = done | (token == eos_token_id)
+        new.append(torch.where(done, eos_token_id, token))
+        if bool(done.all()) or step == max_new_tokens - 1:
+            break
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        embeds = model.language.embed(token)[:, None]
+        positions = (lengths + step)[:, None]
+        state = model.language.run_rows(embeds, cache, mask, positions)[:, 0]
+    ids = torch.stack(new, dim=1).tolist()
+    return [row[: row.index(eos_token_id)] if eos_token_id in row else row for row in ids]
+
+
+def _prefill(model: FoveatedModel, batch: Batch, mode: Mode) -> tuple[Tensor, object]:
+    """(S, L, H) hidden states of the prompts and the cache behind them."""
+    if mode == "autoregressive":
+        hidden, cache, _ = model.autoregressive_rows(batch)
+        return hidden, cache
+    text = model.language.embed(batch.input_ids)
+    _, kv = model.vision(batch.frames)
+    tokens = model.coarse_tokens(batch, kv)
+    if mode == "coarse_fine" and batch.has_frames:
+        coarse = model.language(fill(text, batch.frame_index, tokens), batch, prefix_only=True)
+        tokens = model.fine_tokens(batch, kv, coarse)
+    cache = new_cache()
+    rows = to_rows(fill(text, batch.frame_index, tokens), batch)
+    return model.language.run_rows(rows, cache), cache

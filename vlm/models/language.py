@@ -1,0 +1,126 @@
+"""Any Hugging Face causal language model behind four methods: embed, run, score, step.
+
+Samples come flat. Without varlen attention they are laid into rows, padded on the right: under a
+causal mask no real token sees a pad, so rows need no attention mask, and pads leave no trace. With
+flash attention they stay flat. ``tests/models/test_language.py`` holds the two equal.
+
+Legend: N tokens, S samples, L longest sample, H width, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache
+
+from vlm.batch import Batch
+
+
+class LanguageModel(nn.Module):
+    """Owns one causal LM (``lm``), its parameter names unchanged."""
+
+    def __init__(self, lm: nn.Module) -> None:
+        super().__init__()
+        self.lm = lm
+
+    @property
+    def dim(self) -> int:
+        return int(self.lm.config.hidden_size)
+
+    @property
+    def is_flat(self) -> bool:
+        """True if the attention takes samples of any length without rows."""
+        return "flash" in self.lm.config._attn_implementation
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """(N,) -> (N, H)."""
+        return self.lm.get_input_embeddings()(input_ids)
+
+    def forward(self, embeds: Tensor, batch: Batch, prefix_only: bool = False) -> Tensor:
+        """Runs the decoder over all samples, each by itself.
+
+        Args:
+            embeds: (N, H).
+            prefix_only: stop after every sample's last frame; what comes later is not computed.
+
+        Returns:
+            (N, H) hidden states, or (K, H) at ``batch.frame_index`` if ``prefix_only``.
+        """
+        if self.is_flat:
+            return self._run_flat(embeds, batch, prefix_only)
+        length = batch.max_prefix if prefix_only else batch.max_seqlen
+        rows = to_rows(embeds, batch)[:, :length]
+        hidden = self.lm.get_decoder()(inputs_embeds=rows, use_cache=False).last_hidden_state
+        row, column = coordinates(batch)
+        if prefix_only:
+            row, column = row[batch.frame_index], column[batch.frame_index]
+        return hidden[row, column]
+
+    def _run_flat(self, embeds: Tensor, batch: Batch, prefix_only: bool) -> Tensor:
+        # position ids that start anew mark the borders of samples for varlen kernels
+        positions = batch.position_ids
+        if prefix_only:
+            kept = (positions < batch.max_prefix).nonzero().flatten()
+            embeds, positions = embeds[kept], positions[kept]
+        hidden = self.lm.get_decoder()(
+            inputs_embeds=embeds[None], position_ids=positions[None], use_cache=False
+        ).last_hidden_state[0]
+        if not prefix_only:
+            return hidden
+        return hidden[torch.searchsorted(kept, batch.frame_index)]
+
+    def loss_sum(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Sum of the cross entropies of all learned tokens, in float32.
+
+        Args:
+            hidden: (N, H); the state before a token predicts it, so the last frame predicts the
+                first token of the text.
+        """
+        logits = self.logits(hidden[batch.target_index])
+        return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., H) -> (..., V)."""
+        return self.lm.get_output_embeddings()(hidden)
+
+    def run_rows(
+        self,
+        rows: Tensor,
+        cache: Cache,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Continues rows behind a key-value cache, which grows by L entries.
+
+        Args:
+            rows: (S, L, H).
+            mask: (S, cached + L), 0 where an entry is a pad; None if no pad lies behind any token.
+            positions: (S, L); None counts on from the cache.
+
+        Returns:
+            (S, L, H).
+        """
+        return self.lm.get_decoder()(
+            inputs_embeds=rows,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+
+
+def new_cache() -> Cache:
+    return DynamicCache()
+
+
+def coordinates(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Row (its sample) and column (its place in it) of each token: two (N,)."""
+    starts = batch.cu_seqlens[1:-1]
+    flat = torch.arange(batch.input_ids.numel(), device=starts.device)
+    return torch.searchsorted(starts, flat, right=True), batch.position_ids
+
+
+def to_rows(embeds: Tensor, batch: Batch) -> Tensor:
+    """(N, H) -> (S, L, H), zeros on the right."""
+    row, column = coordinates(batch)
+    rows = embeds.new_zeros(batch.num_samples, batch.max_seqlen, embeds.shape[-1])
+    return rows.index_put((row, column), embeds)
