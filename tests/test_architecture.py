@@ -27,6 +27,60 @@ UNTESTED = {
     "vlm/log.py": "a format string and a filter",
 }
 
+#: Files whose tests are still to come. Shrinks; a test that has come is taken out of it.
+PENDING = {
+    "launch/train.py",
+    "tools/build_manifest.py",
+    "tools/make_quickstart_data.py",
+    "tools/precompute.py",
+    "tools/show_plan.py",
+    "vlm/ckpt/load.py",
+    "vlm/ckpt/save.py",
+    "vlm/ckpt/state.py",
+    "vlm/data/annotations.py",
+    "vlm/data/augment.py",
+    "vlm/data/frames.py",
+    "vlm/data/loader.py",
+    "vlm/data/pack.py",
+    "vlm/data/plan.py",
+    "vlm/data/planning.py",
+    "vlm/data/policy.py",
+    "vlm/data/pool.py",
+    "vlm/data/precompute.py",
+    "vlm/data/reader.py",
+    "vlm/data/rows.py",
+    "vlm/data/shapes.py",
+    "vlm/data/shards.py",
+    "vlm/data/stream.py",
+    "vlm/data/tar.py",
+    "vlm/engine/movement.py",
+    "vlm/engine/optim.py",
+    "vlm/engine/setup.py",
+    "vlm/engine/step.py",
+    "vlm/evaluate/report.py",
+    "vlm/evaluate/report_charts.py",
+    "vlm/evaluate/report_curves.py",
+    "vlm/evaluate/report_images.py",
+    "vlm/models/foveated.py",
+    "vlm/models/foveation.py",
+    "vlm/models/generate.py",
+    "vlm/models/language.py",
+    "vlm/models/registry.py",
+    "vlm/models/splice.py",
+    "vlm/models/vision.py",
+    "vlm/train/data.py",
+    "vlm/train/dry_run.py",
+    "vlm/train/loop.py",
+    "vlm/train/meter.py",
+    "vlm/train/validate.py",
+}
+
+#: Calls that a module may make when it is imported: name -> why
+AT_IMPORT = {
+    "AutoConfig.register": "transformers finds a class of ours only once it is registered",
+    "AutoModel.register": "the same",
+}
+
 
 @cache
 def tracked() -> tuple[Path, ...]:
@@ -127,6 +181,7 @@ def test_no_module_imports_itself_through_others() -> None:
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
         assert name not in trail, " -> ".join([*trail, name])
+        assert name in graph, f"{trail[-1]} imports {name}, which git does not track"
         if name not in done:
             for below in graph[name]:
                 visit(below, (*trail, name))
@@ -160,7 +215,8 @@ def test_the_library_prints_nothing(path: Path) -> None:
 @pytest.mark.parametrize("path", sources("vlm"), ids=str)
 def test_nothing_happens_at_import(path: Path) -> None:
     for node in parse(path).body:
-        assert not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)), node.lineno
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            assert dotted(node.value.func) in AT_IMPORT, f"{path}:{node.lineno}"
 
 
 @pytest.mark.parametrize("path", [p for p in sources("vlm") if p.name == "__init__.py"], ids=str)
@@ -228,6 +284,8 @@ def test_tests_mirror_the_tree(path: Path) -> None:
         return
     folders = path.parts[1:-1] if path.parts[0] == "vlm" else path.parts[:-1]
     mirror = Path("tests", *folders, f"test_{path.name}")
+    if str(path) in PENDING and mirror not in tracked():
+        pytest.xfail(f"{mirror} is still to come")
     assert mirror in tracked(), f"{path} has no {mirror}, nor a reason in UNTESTED"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm.engine.cpu import safe_loading
+from vlm.engine.cpu import on_cpu, safe_loading
 
 
 class Doctored:
@@ -66,6 +66,18 @@ def test_what_deepspeed_saves_still_loads(tmp_path: Path, safe: None) -> None:
     assert loaded["fragments"]["w"].numel == 4
     assert loaded["stage"] is ZeroStageEnum.gradients
     assert torch.equal(loaded["w"], state["w"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "has_gpu", "expected"),
+    [("", False, True), ("", True, False), ("cuda", True, False), ("cpu", True, True)],
+)
+def test_a_cpu_is_used_for_want_of_a_gpu_or_when_asked_for(
+    asked: str, has_gpu: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", asked)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert on_cpu() is expected
 
 
 def start_deepspeed(folder: Path) -> float:

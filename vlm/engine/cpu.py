@@ -1,11 +1,17 @@
-"""What must happen in a process before DeepSpeed starts in it: ``prepare_cpu``, ``safe_loading``.
+"""What must happen in a process before DeepSpeed starts in it.
 
-Both change the process for good and are called by entry points, never at import.
+``prepare_cpu`` and ``safe_loading`` change the process for good and are called by entry points,
+never at import.
 """
 
 import os
 
 import torch
+
+
+def on_cpu() -> bool:
+    """Whether to compute on the CPU: there is no GPU, or DS_ACCELERATOR=cpu asks to leave it."""
+    return os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available()
 
 
 def prepare_cpu() -> None:
