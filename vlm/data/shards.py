@@ -270,8 +270,11 @@ class _OpenShard:
         publish(self.temporary, self.path)
 
     def drop(self) -> None:
-        self.file.close()
-        self.temporary.unlink()
+        try:
+            self.tar.close()
+        finally:
+            self.file.close()
+            self.temporary.unlink()
 
 
 def publish(temporary: Path, path: Path) -> None:
