@@ -55,7 +55,9 @@ def clip(key: str = "clip-0", num_frames: int = 4) -> Clip:
     attention = np.full((6, 8), 0.001)
     attention[5, 7] = 0.9
     questions = [
-        Answered(question="What colour is above?", expected="red", predicted="Red.", task="colour"),
+        Answered(
+            question="What colour is above?", expected="red", predicted=" red ", task="colour"
+        ),
         Answered(question="How many frames?", expected="4", predicted="7", task="count"),
     ]
     return Clip(

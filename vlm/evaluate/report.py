@@ -29,7 +29,7 @@ MAX_TEXT = 500
 CONTROLS = ("blank", "shuffled", "prior")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Answered:
     question: str
     expected: str
@@ -38,8 +38,8 @@ class Answered:
 
     @property
     def is_right(self) -> bool:
-        """Equal but for case, white space and a final full stop."""
-        return _normalise(self.expected) == _normalise(self.predicted)
+        """By the rule of the accuracies above it: the exact answer."""
+        return self.expected.strip() == self.predicted.strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,10 +141,6 @@ def _percent_text(value: float | None) -> str:
 
 def _csp_hash(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _normalise(answer: str) -> str:
-    return " ".join(answer.casefold().split()).removesuffix(".")
 
 
 def _scores(evaluation: Mapping[str, Any]) -> list[_TaskScore]:
