@@ -9,10 +9,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from vlm import config, log
 from vlm.engine import ds_config
+from vlm.engine.cpu import on_cpu, prepare_cpu
 from vlm.engine.setup import start_process
 from vlm.errors import command
 from vlm.train.dry_run import dry_run
@@ -32,6 +31,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int | None:
     args = parse(argv)
     log.setup()
+    cpu = on_cpu()
+    if cpu:
+        prepare_cpu()
     recipe = config.load(args.recipe, args.overrides)
     resolved = ds_config.resolve(
         ds_config.load(args.ds_config),
@@ -39,7 +41,7 @@ def main(argv: Sequence[str]) -> int | None:
         recipe_path=args.recipe,
         micro_batches=recipe.data.micro_batches,
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
-        cpu=not torch.cuda.is_available(),
+        cpu=cpu,
     )
     if args.dry_run:
         return dry_run(recipe, resolved)

@@ -82,8 +82,8 @@ def test_the_entry_point_keeps_the_name_of_main() -> None:
         ("two\nlines\tand  spaces", "two lines and spaces"),
         ("\x1b[31mred\x1b[0m", "\\x1b[31mred\\x1b[0m"),
         ("bell\x07 and \x00", "bell\\x07 and \\x00"),
-        ("right\u202eto left", "right\\x202eto left"),
-        ("lone \ud800", "lone \\xd800"),
+        ("right\u202eto left", "right\\u202eto left"),
+        ("lone \ud800", "lone \\ud800"),
         ("caf\u00e9 \u4e2d", "caf\u00e9 \u4e2d"),
     ],
 )

@@ -6,6 +6,7 @@ what it returns is frozen. What DeepSpeed owns (sharding, clipping, precision) i
 """
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from vlm.errors import ConfigError
 
 COMPONENTS = ("vision", "connector", "language")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-6 is a number and a key set twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := {str(key) for key in keys if keys.count(key) > 1}:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{', '.join(sorted(twice))}: set twice, keep one", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 wants a dot in every float; people write 1e-6
+_FLOAT = re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 
 class _Strict(BaseModel):
@@ -174,8 +192,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(
             f"recipe {path}: {error.strerror}; expected a YAML file such as recipes/quickstart.yaml"
         ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"recipe {path}: is not UTF-8 text; expected YAML") from None
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"recipe {path} is not YAML: {error}") from None
     if not isinstance(tree, dict):
@@ -205,7 +225,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             where = ".".join(keys[:depth])
             raise ConfigError(f"override {override!r}: {where} is a value, it has no keys below it")
     try:
-        node[keys[-1]] = yaml.safe_load(text)
+        node[keys[-1]] = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
 

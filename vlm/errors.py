@@ -41,7 +41,9 @@ class TransientError(Exception):
 def one_line(error: BaseException) -> str:
     """The error as one line of printable text (a name from a shard may hold anything)."""
     text = " ".join(str(error).split())
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 def command(main: Callable[[Sequence[str]], int | None]) -> Callable[[], None]:

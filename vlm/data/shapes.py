@@ -51,7 +51,7 @@ class Clip:
     named_by: str  # "shape" or "colour": how questions tell two shapes apart
 
 
-def make_clip(rng: np.random.Generator, max_seconds: int = 16, two_frac: float = 0.3) -> Clip:
+def make_clip(rng: np.random.Generator, max_seconds: int = 16, two_frac: float = 0.2) -> Clip:
     """Draws one clip."""
     # short clips are as common as long ones on a log scale
     duration_s = int(np.exp(rng.uniform(0, np.log(max_seconds + 1))))
@@ -66,18 +66,18 @@ def make_clip(rng: np.random.Generator, max_seconds: int = 16, two_frac: float =
         )
         if count == 1 or _apart(*drawn):
             break
-    background = tuple(int(v) for v in rng.integers(0, 70, 3))
+    background = tuple(int(v) for v in rng.integers(0, 30, 3))
     named_by = str(rng.choice(["shape", "colour"]))
     return Clip(duration_s, drawn, background, named_by)  # type: ignore[arg-type]
 
 
 def _make_shape(rng: np.random.Generator, colour: str, shape: str, direction: str) -> Shape:
-    """A path of 9 to 16 px inside the central square, both ends clear of the middle lines."""
-    radius = float(rng.uniform(4.5, 6.5))
+    """A path of 11 to 17 px inside the central square, both ends clear of the middle lines."""
+    radius = float(rng.uniform(5, 7))
     dx, dy = DIRECTIONS[direction]
     low, high = radius - 1, HEIGHT - radius + 1
     while True:
-        path = float(rng.uniform(9, 16))
+        path = float(rng.uniform(11, 17))
         x, y = rng.uniform(low, high, 2)
         end_x, end_y = x + dx * path, y + dy * path
         inside = low <= end_x <= high and low <= end_y <= high
@@ -105,7 +105,7 @@ def render(clip: Clip, rng: np.random.Generator, fps: int = FPS) -> Iterator[np.
         for shape in clip.shapes:
             cover = _coverage(shape, *shape.centre(min(1.0, index / last)))[..., None]
             frame = frame * (1 - cover) + np.array(COLOURS[shape.colour], np.float32) * cover
-        frame += rng.normal(0, 3, (HEIGHT, WIDTH, 1))
+        frame += rng.normal(0, 2, (HEIGHT, WIDTH, 1))
         yield frame.clip(0, 255).astype(np.uint8)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from vlm.config import Recipe
 from vlm.engine import optim
-from vlm.engine.cpu import prepare_cpu, safe_loading
+from vlm.engine.cpu import on_cpu, prepare_cpu, safe_loading
 
 #: what a launcher would have said to a process that runs alone
 SINGLE_PROCESS = {
@@ -28,7 +28,7 @@ class Machine(NamedTuple):
 
 def start_process(cpu_threads: int) -> Machine:
     """Joins the process group that the launcher describes; one rank without a launcher."""
-    cpu = not torch.cuda.is_available()
+    cpu = on_cpu()
     if cpu:
         prepare_cpu()
         if cpu_threads:

@@ -27,6 +27,11 @@ class LanguageModel(nn.Module):
         return int(self.lm.config.hidden_size)
 
     @property
+    def all_tied_weights_keys(self) -> dict[str, str]:
+        """Tied parameters, for a transformers model that holds this module as its child."""
+        return {f"lm.{a}": f"lm.{b}" for a, b in self.lm.all_tied_weights_keys.items()}
+
+    @property
     def is_flat(self) -> bool:
         """True if the attention takes samples of any length without rows."""
         return "flash" in self.lm.config._attn_implementation

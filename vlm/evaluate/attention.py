@@ -1,0 +1,26 @@
+"""Where the fine pass looks, frame by frame."""
+
+import math
+
+import numpy as np
+import torch
+
+from vlm.batch import Batch
+from vlm.models.foveated import FoveatedModel
+from vlm.models.splice import fill
+
+
+@torch.no_grad()
+def fine_attention(model: FoveatedModel, batch: Batch) -> np.ndarray:
+    """(F, h, w): attention of each frame's own query to its patches, mean of layers and heads.
+
+    CLS and registers are left out, so a map sums to less than 1.
+    """
+    text = model.language.embed(batch.input_ids)
+    _, cache = model.vision(batch.frames)
+    tokens = fill(text, batch.frame_index, model.coarse_tokens(batch, cache))
+    queries = model.fine_queries(batch, model.language(tokens, batch, prefix_only=True))
+    maps = model.vision.attention(model.connector.query_input_proj(queries), cache)
+    patches = maps.mean(dim=(1, 2))[:, -model.vision.num_patches :]
+    side = math.isqrt(patches.shape[1])
+    return patches.view(-1, side, side).float().cpu().numpy()

@@ -1,0 +1,177 @@
+"""Judges a trained run on held-out samples: losses, answers, controls; then the report.
+
+1. The newest checkpoint's exported model is loaded, without DeepSpeed.
+2. Loss in the three modes, and their ratio, over whole conversations.
+3. Every question by itself, about true, blank and another sample's frames.
+4. ``eval.json`` and ``report.html`` in the run's folder.
+"""
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlm import config
+from vlm.batch import Batch
+from vlm.ckpt import load as checkpoints
+from vlm.ckpt.save import MODEL, TRAINER, replace_text
+from vlm.config import Recipe
+from vlm.data.loader import Collator
+from vlm.data.reader import LoadedSample, Reader
+from vlm.errors import CheckpointError, DataError
+from vlm.evaluate.attention import fine_attention
+from vlm.evaluate.losses import mode_losses
+from vlm.evaluate.questions import Question, judge_answers, prior, prompt_batch
+from vlm.evaluate.report import Answered, Clip, ReportData, write_report
+from vlm.models import registry
+from vlm.models.foveated import FoveatedModel
+from vlm.train import data
+from vlm.train.metrics import read_rows
+
+log = logging.getLogger(__name__)
+
+SAMPLES_PER_BATCH = 64
+NUM_CLIPS = 12
+
+
+def judge(run_dir: Path, max_samples: int) -> Path:
+    """Judges the newest complete checkpoint of a run; returns the report's path.
+
+    Raises:
+        CheckpointError: no such run, or no complete checkpoint in it.
+    """
+    started = time.perf_counter()
+    if not (run_dir / "recipe.yaml").is_file():
+        raise CheckpointError(f"run {run_dir}: no recipe.yaml there; expected a trained run")
+    recipe = config.load(run_dir / "recipe.yaml")
+    checkpoint = checkpoints.newest(run_dir / "checkpoints")
+    if checkpoint is None:
+        raise CheckpointError(f"run {run_dir}: no complete checkpoint; train it first")
+    model = registry.load(checkpoint / MODEL).eval()
+    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    collator, samples, keys = held_out(recipe, checkpoint / MODEL, max_samples)
+
+    log.info("loss of %d samples in three modes", len(samples))
+    losses = mode_losses(model, _batches(collator, samples, keys))
+    log.info("answers about true, blank and shuffled frames")
+    scores, questions, given = judge_answers(model, collator, samples)
+    evaluation = {
+        "checkpoint": str(checkpoint),
+        "step": json.loads((checkpoint / TRAINER).read_text())["state"]["step"],
+        "loss": losses,
+        "loss_ratio": losses["coarse_only"] / losses["coarse_fine"],
+        "accuracy": scores,
+        "prior": prior(questions),
+        "num_samples": len(samples),
+        "num_answers": dict(sorted(Counter(g for q in questions for g in q.groups).items())),
+        "wall_s": time.perf_counter() - started,
+    }
+    replace_text(run_dir / "eval.json", json.dumps(evaluation, indent=1))
+    clips = _clips(model, collator, samples, keys, questions, given)
+    report = run_dir / "report.html"
+    write_report(report, _report(run_dir, recipe, model, evaluation, clips))
+    return report
+
+
+def held_out(
+    recipe: Recipe, tokenizer: Path, max_samples: int
+) -> tuple[Collator, list[LoadedSample], list[str]]:
+    """The first samples, with frames, of the held-out manifest in the plan's order."""
+    recipe = recipe.model_copy(
+        update={"model": recipe.model.model_copy(update={"tokenizer": str(tokenizer)})}
+    )
+    source = data.open_source(recipe, data.load_tokenizer(recipe), recipe.data.eval, training=False)
+    rows = [
+        row
+        for step in source.plan.window(0)
+        for batch in step
+        for row in batch.rows.tolist()
+        if source.manifest.num_frames[row] > 0
+    ][:max_samples]
+    if not rows:
+        raise DataError(f"manifest {recipe.data.eval}: no sample with frames to judge by")
+    reader = Reader(source.manifest)
+    samples = [reader.read(row) for row in rows]
+    reader.close()
+    return source.collator, samples, source.manifest.keys(rows)
+
+
+def _batches(
+    collator: Collator, samples: Sequence[LoadedSample], keys: Sequence[str]
+) -> Iterator[Batch]:
+    """All samples, those of like length together."""
+    order = sorted(range(len(samples)), key=lambda i: len(samples[i].frames))
+    for start in range(0, len(order), SAMPLES_PER_BATCH):
+        part = order[start : start + SAMPLES_PER_BATCH]
+        yield collator.batch(
+            [samples[i].frames for i in part],
+            [collator.encode(samples[i]) for i in part],
+            [keys[i] for i in part],
+            "video",
+            samples[part[0]].frames.shape[1:3],
+        )
+
+
+def _clips(
+    model: FoveatedModel,
+    collator: Collator,
+    samples: Sequence[LoadedSample],
+    keys: Sequence[str],
+    questions: Sequence[Question],
+    given: Sequence[str],
+) -> list[Clip]:
+    """About a dozen samples from the whole range, with what was asked and answered."""
+    frames = [loaded.frames for loaded in samples]
+    asked: dict[int, list[tuple[Question, str]]] = {}
+    for question, text in zip(questions, given, strict=True):
+        asked.setdefault(question.sample, []).append((question, text))
+    chosen = list(asked)[:: max(1, len(asked) // NUM_CLIPS)][:NUM_CLIPS]
+    clips = []
+    for index in chosen:
+        batch = prompt_batch(collator, [asked[index][0][0]], frames)
+        clips.append(
+            Clip(
+                key=keys[index],
+                frames=list(frames[index]),
+                attention=list(fine_attention(model, batch.to(model.device))),
+                questions=[
+                    Answered(q.text, q.expected, text.strip(), q.task) for q, text in asked[index]
+                ],
+            )
+        )
+    return clips
+
+
+def _report(
+    run_dir: Path,
+    recipe: Recipe,
+    model: FoveatedModel,
+    evaluation: dict[str, Any],
+    clips: list[Clip],
+) -> ReportData:
+    rows = read_rows(run_dir / "metrics.jsonl")
+    last: dict[str, Any] = next((r for r in reversed(rows) if r["event"] == "train"), {})
+    facts = {
+        "recipe": recipe.name,
+        "model": f"{recipe.model.family}, {sum(p.numel() for p in model.parameters()):,} "
+        "parameters",
+        "steps": str(evaluation["step"]),
+        "samples seen": f"{last.get('samples_seen', 0):,}",
+        "time in training": f"{last.get('wall_s', 0.0):.0f} s",
+        "held-out clips": str(evaluation["num_samples"]),
+    }
+    created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return ReportData(
+        title=recipe.name,
+        created=created,
+        metrics=rows,
+        evaluation=evaluation,
+        facts=facts,
+        clips=clips,
+    )
