@@ -1,0 +1,72 @@
+"""Shows what would train together: the steps of a plan, without reading a sample.
+
+    python tools/show_plan.py --recipe recipes/quickstart.yaml --world-size 2 --steps 3
+    python tools/show_plan.py --recipe R --manifest M --steps 50 --json data.batching=packed
+
+A step's hash covers the keys of its samples in their order. It does not depend on --world-size.
+
+Exit codes: 0 shown, 2 a mistake in the recipe, manifest or command.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vlm import config, errors
+from vlm.data import manifest, planning
+from vlm.data.plan import Plan
+
+
+def main(argv: Sequence[str]) -> int:
+    args = _parse(argv)
+    recipe = config.load(args.recipe, args.overrides)
+    found = manifest.load(args.manifest or recipe.data.train)
+    policy = planning.policy_from_recipe(recipe, planning.tokens_per_frame(recipe.model.family))
+    rows = planning.rows_from_manifest(found, recipe.data.loss_on)
+    plan = Plan(rows, policy, found.fingerprint)
+    shown = planning.describe(plan, found, args.world_size, args.steps)
+    sys.stdout.write(json.dumps(shown) + "\n" if args.json else _to_text(shown))
+    return 0
+
+
+def _to_text(shown: dict[str, Any]) -> str:
+    lines = [f"plan {shown['plan_id']}"]
+    for index, step in enumerate(shown["steps"]):
+        lines.append(f"step {index}  {step['hash']}")
+        lines.append("  rank  kind   samples   frames    tokens       cost")
+        lines += [
+            f"  {b['rank']:4}  {b['kind']:5}  {b['num_samples']:7}  {b['num_frames']:7}  "
+            f"{b['num_tokens']:8}  {b['cost']:9.1f}"
+            for b in step["micro_batches"]
+        ]
+    lines.append(
+        f"fill {shown['fill_frac']:.1%} of the budget, busiest rank {shown['balance']:.3f} times "
+        f"the mean, {shown['text_frac']:.1%} text-only samples"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Show the steps of a plan.")
+    parser.add_argument("--recipe", type=Path, required=True, metavar="R.yaml")
+    parser.add_argument(
+        "--manifest", type=Path, metavar="M.parquet", help="instead of the recipe's data.train"
+    )
+    parser.add_argument("--world-size", type=_positive, default=1, metavar="W")
+    parser.add_argument("--steps", type=_positive, default=3, metavar="N")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value")
+    return parser.parse_intermixed_args(argv)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
+    return int(text)
+
+
+if __name__ == "__main__":
+    errors.command(main)()

@@ -1,0 +1,106 @@
+"""What a plan is made of: the columns it reads of the samples, and the policy it follows.
+
+Both are checked here, once, before any step exists. Not here: the steps (``vlm.data.plan``), and
+where rows and policy come from (``vlm.data.planning``).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from vlm.errors import DataError
+
+#: a row's kind is a position here, as in the manifest
+KINDS = ("text", "image", "video")
+
+_CHUNK = 1 << 20  # rows checked at a time, so that memory stays bounded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """How rows become steps."""
+
+    seed: int
+    batching: Literal["bucketed", "packed"]
+    #: M, micro-batches of a global step over all ranks
+    micro_batches: int
+    #: most that a micro-batch may cost as executed, in tokens
+    budget: float
+    #: what a frame costs beside its tokens, in tokens
+    frame_cost: float
+    tokens_per_frame: int
+    #: share of text-only samples among all samples
+    text_frac: float
+    #: rows of the main stream in a window, at least
+    window: int
+    loss_on: Literal["answers", "all"]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What the plan knows of the samples: arrays of one length, in the order of the shards."""
+
+    num_frames: np.ndarray
+    #: text tokens, without placeholders of frames
+    num_tokens: np.ndarray
+    #: positions in ``KINDS``
+    kind: np.ndarray
+    shard: np.ndarray
+    #: text tokens with a label
+    num_loss_tokens: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    def sizes(self, rows: np.ndarray, tokens_per_frame: int) -> tuple[np.ndarray, np.ndarray]:
+        """Lengths in tokens, placeholders included, and frames of ``rows``; int64."""
+        frames = self.num_frames[rows].astype(np.int64)
+        return self.num_tokens[rows].astype(np.int64) + tokens_per_frame * frames, frames
+
+
+def check(rows: Rows, chosen: np.ndarray, policy: Policy) -> int:
+    """Refuses rows that no plan can use.
+
+    Args:
+        chosen: (n,) bool, the rows that the plan uses.
+
+    Returns:
+        How many of them cost at most half the budget.
+
+    Raises:
+        DataError: no tokens, a kind that contradicts the frames, or more cost than the budget.
+    """
+    num_heavy = num_light = 0
+    worst, worst_cost = -1, policy.budget
+    for start in range(0, len(rows), _CHUNK):
+        own = start + np.flatnonzero(chosen[start : start + _CHUNK])
+        if not len(own):
+            continue
+        lengths, frames = rows.sizes(own, policy.tokens_per_frame)
+        _check_kinds(own, rows.kind[own], lengths, frames)
+        costs = lengths + policy.frame_cost * frames
+        num_heavy += int((costs > policy.budget).sum())
+        num_light += int((costs <= policy.budget / 2).sum())
+        if costs.max() > worst_cost:
+            worst, worst_cost = int(own[costs.argmax()]), float(costs.max())
+    if num_heavy:
+        raise DataError(
+            f"{num_heavy} samples cost more than data.budget={policy.budget:g}; the worst, "
+            f"manifest row {worst}, has {rows.num_frames[worst]} frames and "
+            f"{rows.num_tokens[worst]} text tokens and costs {worst_cost:g}; raise data.budget "
+            "or take such samples out"
+        )
+    return num_light
+
+
+def _check_kinds(
+    rows: np.ndarray, kinds: np.ndarray, lengths: np.ndarray, frames: np.ndarray
+) -> None:
+    wrong = (kinds >= len(KINDS)) | ((kinds == 0) != (frames == 0)) | (lengths == 0)
+    if wrong.any():
+        i = int(wrong.argmax())
+        raise DataError(
+            f"manifest row {rows[i]}: kind {kinds[i]}, {frames[i]} frames and {lengths[i]} tokens; "
+            "expected kind 0 without frames, or 1 or 2 with some, and tokens; build it again"
+        )
