@@ -7,6 +7,7 @@ Exit codes: 0 written, 2 a mistake or shards that cannot be used (nothing is wri
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,16 +16,16 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from vlm import errors, log
+from vlm import errors
 from vlm.data import manifest, shards
+
+MAX_SHOWN = 20
 
 
 def main(argv: Sequence[str]) -> int:
     args = _parse(argv)
-    log.setup()
     paths = shards.find_shards(args.paths)
-    console = Console(stderr=True)
-    with Progress(console=console) as bar:
+    with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("shards", total=len(paths))
         summary = manifest.build(
             paths,
@@ -34,9 +35,11 @@ def main(argv: Sequence[str]) -> int:
             workers=args.workers,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    for message in summary.rejected:
-        console.print(f"[yellow]left out[/] {escape(message)}", soft_wrap=True)
-    table = Table("manifest", str(args.output))
+    for message in summary.rejected[:MAX_SHOWN]:
+        sys.stderr.write(f"left out: {errors.one_line(errors.SampleError(message))}\n")
+    if len(summary.rejected) > MAX_SHOWN:
+        sys.stderr.write(f"and {len(summary.rejected) - MAX_SHOWN} more\n")
+    table = Table("manifest", escape(str(args.output)))
     table.add_row("shards", f"{summary.num_shards:,}")
     table.add_row("samples", f"{summary.num_samples:,}")
     table.add_row("left out", f"{len(summary.rejected):,}")

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,13 +26,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from vlm import errors, log
+from vlm import errors
 from vlm.data import precompute
 
 
 def main(argv: Sequence[str]) -> int:
     args = _parse(argv)
-    log.setup()
     settings = precompute.Settings(
         size=args.size,
         fps=args.fps,
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _table(output: Path, report: precompute.Report) -> Table:
-    table = Table("shards", str(output))
+    table = Table("shards", escape(str(output)))
     table.add_row("written", f"{report.num_written:,} samples, {report.num_frames:,} frames")
     table.add_row("there before", f"{report.num_present:,} samples")
     for reason, count in sorted(report.failed.items()):

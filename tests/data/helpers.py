@@ -37,7 +37,6 @@ def write_shards(
     folder: Path, frame_counts: Sequence[int], per_shard: int = 100, prefix: str = "video"
 ) -> list[Path]:
     """Sample i has ``frame_counts[i]`` frames; 0 makes it a text sample."""
-    folder.mkdir(parents=True, exist_ok=True)
     with ShardWriter(folder, prefix, per_shard) as writer:
         for i, count in enumerate(frame_counts):
             writer.write(i, make_sample(i, count), make_frames(i, count))

@@ -164,6 +164,19 @@ def test_fingerprint_follows_what_makes_tokens(tokenizer_path: Path, tmp_path: P
     assert chat.tokenizer_fingerprint(tmp_path / "other") != first
 
 
+def test_nothing_is_cut_or_padded(tokenizer_path: Path, tmp_path: Path) -> None:
+    tokenizer = chat.load_tokenizer(tokenizer_path, IMAGE_TOKEN)
+    tokenizer.backend_tokenizer.enable_truncation(8)
+    tokenizer.backend_tokenizer.enable_padding(length=512)
+    tokenizer.save_pretrained(tmp_path)
+    text = turns("What? " * 20, "red")
+    saved = chat.load_tokenizer(tmp_path, IMAGE_TOKEN)
+    original = chat.load_tokenizer(tokenizer_path, IMAGE_TOKEN)
+    encoded = chat.encode(saved, text, IMAGE_TOKEN)
+    assert encoded == chat.encode(original, text, IMAGE_TOKEN)
+    assert len(encoded.input_ids) > 20
+
+
 def test_unusable_tokenizers_are_named(tokenizer_path: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         chat.load_tokenizer(tmp_path / "none", IMAGE_TOKEN)

@@ -51,22 +51,22 @@ def scan(path: Path) -> Iterator[SampleRange]:
     members: list[tar.Member] = []
     key = ""
     for member in walk_file(path):
-        where = f"{path} at byte {member.start}"
         if fault := member_fault(member):
-            raise DataError(f"{where}: {fault}")
+            raise DataError(f"{path} at byte {member.start}: {fault}")
         member_key = split_name(member.name)[0]
         if member_key != key:
             if members:
                 yield _range(key, members, path)
             if member_key in seen_keys:
                 raise DataError(
-                    f"{where}: key {member_key!r} appears again; its members must be adjacent"
+                    f"{path} at byte {member.start}: key {member_key!r} appears again; its members "
+                    "must be adjacent"
                 )
             seen_keys.add(member_key)
             key, members = member_key, []
             seen_names.clear()
         if member.name in seen_names:
-            raise DataError(f"{where}: a second member {member.name!r}")
+            raise DataError(f"{path} at byte {member.start}: a second member {member.name!r}")
         seen_names.add(member.name)
         members.append(member)
     if members:
@@ -99,13 +99,13 @@ def walk_file(path: Path) -> Iterator[tar.Member]:
 def member_fault(member: tar.Member) -> str:
     """Why a member may not be in a shard; empty if it may."""
     name = member.name
+    if not member.odd_type and _NAME.fullmatch(name) and name.isprintable():
+        return ""
     if member.odd_type:
         return f"member {name!r} is {member.odd_type}; expected regular files"
     if "/" in name or "\\" in name or name.startswith("."):
         return f"member {name!r} is in a folder or hidden; expected KEY.EXTENSION"
-    if not _NAME.fullmatch(name) or not name.isprintable():
-        return f"member {name!r} is not KEY.EXTENSION with one of {', '.join(EXTENSIONS)}"
-    return ""
+    return f"member {name!r} is not KEY.EXTENSION with one of {', '.join(EXTENSIONS)}"
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -163,7 +163,7 @@ def parse_members(members: dict[str, memoryview], where: str) -> tuple[Sample, l
     if f"{key}.json" not in members:
         raise SampleError(f"{where}: no member {key}.json, so this is no shard of ours")
     sample = parse_sample(members[f"{key}.json"], f"{where}, member {key}.json")
-    expected = [f"{key}.{i:03d}.jpg" for i in range(sample.frame_count)]
+    expected = frame_names(key, sample.frame_count)
     images = {name for name in members if name.endswith(IMAGE_EXTENSIONS)}
     if images != set(expected):
         missing = sorted(set(expected) - images) + sorted(images - set(expected))
@@ -172,6 +172,10 @@ def parse_members(members: dict[str, memoryview], where: str) -> tuple[Sample, l
             f"the first that does not fit is {missing[0]}"
         )
     return sample, [members[name] for name in expected]
+
+
+def frame_names(key: str, count: int) -> list[str]:
+    return [f"{key}.{i:03d}.jpg" for i in range(count)]
 
 
 def find_shards(paths: Sequence[Path]) -> list[Path]:
@@ -251,6 +255,7 @@ class _OpenShard:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.num_samples = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
         # the process id keeps two runs into one folder from writing into each other's file
         self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self.file = self.temporary.open("wb")
