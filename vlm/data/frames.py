@@ -14,6 +14,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image
 
@@ -119,6 +120,7 @@ def _decode(
 ) -> tuple[list[np.ndarray], float]:
     """One pass over the stream: the frames at ``times``, and how long it really is."""
     interval_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
+    converter = VideoReformatter()
     frames: list[np.ndarray] = []
     start_s = elapsed_s = 0.0
     last: VideoFrame | None = None
@@ -131,23 +133,23 @@ def _decode(
             raise SampleError(f"longer than {MAX_DURATION_S:.0f} s")
         picked: np.ndarray | None = None
         while len(frames) < len(times) and elapsed_s >= times[len(frames)] - _TIME_SLACK_S:
-            picked = _to_array(frame, size) if picked is None else picked
+            picked = _to_array(frame, size, converter) if picked is None else picked
             frames.append(picked)
         last = frame
     if last is None:
         raise SampleError("no frames")
     if len(frames) < len(times):
-        tail = _to_array(last, size)
+        tail = _to_array(last, size, converter)
         frames += [tail] * (len(times) - len(frames))
     return frames, elapsed_s + interval_s
 
 
-def _to_array(frame: VideoFrame, size: int) -> np.ndarray:
+def _to_array(frame: VideoFrame, size: int, converter: VideoReformatter) -> np.ndarray:
     if frame.is_corrupt:
         raise SampleError(f"damaged at {frame.time} s")
     _check_pixels(frame.width, frame.height)
     # one thread: starting the default pool costs more than a small frame's conversion
-    rgb = frame.reformat(format="rgb24", threads=1).to_ndarray()
+    rgb = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     # what the camera was turned by, counter-clockwise
     turned = np.rot90(rgb, round(frame.rotation / 90))
     return resize_crop(np.ascontiguousarray(turned), size)
