@@ -18,7 +18,13 @@ MAX_LINES = 400
 SCRIPTS = ("launch", "tools")
 
 #: Modules that plan batches; no torch and no I/O reaches them
-PURE = {"vlm.data.plan", "vlm.data.pack"}
+PURE = {
+    "vlm.data.bucket",
+    "vlm.data.pack",
+    "vlm.data.plan",
+    "vlm.data.policy",
+    "vlm.data.stream",
+}
 
 #: Files without a test file of their own: path -> where they are tested, or why they need not be
 UNTESTED = {

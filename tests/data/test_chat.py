@@ -11,8 +11,8 @@ from vlm.data.schema import Turn
 from vlm.errors import ConfigError, SampleError
 
 LLAMA_TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content | trim }}<|im_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
+    "{% for m in messages %}<|user|>{{ m.role }}: {{ m.content | trim }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|user|>assistant: {% endif %}"
 )
 REWRITING_TEMPLATE = (
     "{% for m in messages %}{{ m.role }}:{% if loop.last %}[last]{% endif %}{{ m.content }}\n"
@@ -36,10 +36,10 @@ def learned(tokenizer: PreTrainedTokenizerFast, encoded: Encoded) -> list[str]:
 
 def test_answers_and_their_end_of_turn_are_learned(tokenizer: PreTrainedTokenizerFast) -> None:
     encoded = chat.encode(tokenizer, turns("What?", "red", "And now?", "green "), IMAGE_TOKEN)
-    assert learned(tokenizer, encoded) == ["red<|im_end|>", "green <|im_end|>"]
+    assert learned(tokenizer, encoded) == ["red<|end|>", "green <|end|>"]
     assert tokenizer.decode(encoded.input_ids) == (
-        "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\nred<|im_end|>\n"
-        "<|im_start|>user\nAnd now?<|im_end|>\n<|im_start|>assistant\ngreen <|im_end|>\n"
+        "<|user|>What?<|end|><|assistant|>red<|end|>"
+        "<|user|>And now?<|end|><|assistant|>green <|end|>"
     )
     assert all(x in (-100, i) for i, x in zip(encoded.input_ids, encoded.labels, strict=True))
 
@@ -50,7 +50,7 @@ def test_no_character_of_an_answer_escapes_learning(
 ) -> None:
     encoded = chat.encode(tokenizer, [*turns("What?"), _answer(answer)], IMAGE_TOKEN)
     (text,) = learned(tokenizer, encoded)
-    assert text.lstrip("\n") == f"{answer}<|im_end|>".lstrip("\n")
+    assert text.lstrip("\n") == f"{answer}<|end|>".lstrip("\n")
 
 
 def _answer(content: str) -> Turn:
@@ -62,8 +62,8 @@ def test_a_template_that_trims_and_leaves_a_space(tokenizer_path: Path) -> None:
     other.chat_template = LLAMA_TEMPLATE
     encoded = chat.encode(other, turns("What?", " red ", "Now?", "green"), IMAGE_TOKEN)
     assert [text.strip() for text in learned(other, encoded)] == [
-        "red<|im_end|>",
-        "green<|im_end|>",
+        "red<|end|>",
+        "green<|end|>",
     ]
 
 
@@ -83,7 +83,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer_path: Path)
         chat.encode(other, turns("a", "b", "c", "d"), IMAGE_TOKEN)
 
 
-@pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "<|pad|>", IMAGE_TOKEN])
+@pytest.mark.parametrize("token", ["<|end|>", "<|user|>", "<|pad|>", IMAGE_TOKEN])
 @pytest.mark.parametrize("position", [0, 1])
 def test_special_tokens_in_content_are_refused(
     tokenizer: PreTrainedTokenizerFast, token: str, position: int
@@ -99,7 +99,7 @@ def test_prompt_ends_where_the_answer_starts(tokenizer: PreTrainedTokenizerFast)
     whole = chat.encode(tokenizer, turns("What?", "red", "And?", "green"), IMAGE_TOKEN)
     assert whole.input_ids[: len(prompt.input_ids)] == prompt.input_ids
     start = len(prompt.input_ids)
-    assert learned(tokenizer, Encoded([], whole.labels[start:])) == ["green<|im_end|>"]
+    assert learned(tokenizer, Encoded([], whole.labels[start:])) == ["green<|end|>"]
     assert set(prompt.labels) == {-100}
 
 
@@ -116,7 +116,7 @@ def test_a_video_mark_takes_all_frames(tokenizer: PreTrainedTokenizerFast) -> No
     encoded = chat.encode(tokenizer, turns("See <video>. What?", "red"), IMAGE_TOKEN)
     expanded = chat.expand_frames(encoded, 3, 2, image_id)
     assert "See " + IMAGE_TOKEN * 6 + ". What?" in tokenizer.decode(expanded.input_ids)
-    assert learned(tokenizer, expanded) == ["red<|im_end|>"]
+    assert learned(tokenizer, expanded) == ["red<|end|>"]
 
 
 def test_image_marks_take_one_frame_each(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -124,7 +124,7 @@ def test_image_marks_take_one_frame_each(tokenizer: PreTrainedTokenizerFast) -> 
     encoded = chat.encode(tokenizer, turns("<image>", "red", "and <image>?", "green"), IMAGE_TOKEN)
     expanded = chat.expand_frames(encoded, 2, 3, image_id)
     text = tokenizer.decode(expanded.input_ids)
-    assert f"user\n{IMAGE_TOKEN * 3}<|im_end|>" in text
+    assert f"<|user|>{IMAGE_TOKEN * 3}<|end|>" in text
     assert f"and {IMAGE_TOKEN * 3}?" in text
     assert len(expanded.labels) == len(expanded.input_ids) == len(encoded.input_ids) + 4
 
@@ -149,7 +149,7 @@ def test_contradictory_marks_are_refused(tokenizer: PreTrainedTokenizerFast, que
 
 def test_marks_in_an_answer_are_plain_text(tokenizer: PreTrainedTokenizerFast) -> None:
     encoded = chat.encode(tokenizer, turns("Which tag?", "<video>"), IMAGE_TOKEN)
-    assert learned(tokenizer, encoded) == ["<video><|im_end|>"]
+    assert learned(tokenizer, encoded) == ["<video><|end|>"]
     assert encoded.mark is None
 
 

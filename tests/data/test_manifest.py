@@ -41,8 +41,8 @@ def test_rows_say_what_the_shards_hold(
     for row in range(len(COUNTS)):
         answer = helpers.ANSWERS[row % len(helpers.ANSWERS)]
         text = (
-            "<|im_start|>user\nWhat colour is the circle?<|im_end|>\n"
-            f"<|im_start|>assistant\n{answer}<|im_end|>\n"
+            "<|user|>What colour is the circle?<|end|>"
+            f"<|assistant|>{answer}<|end|>"
         )
         assert loaded.num_tokens[row] == len(tokenizer.tokenize(text))
         assert loaded.num_answer_tokens[row] == len(tokenizer.tokenize(answer)) + 1
@@ -126,7 +126,7 @@ def test_few_bad_samples_are_left_out_and_named(tokenizer_path: Path, tmp_path: 
     (path,) = helpers.write_shards(tmp_path, [0] * 150, per_shard=150)
     members = helpers.tar_members(path)
     name, body = members[7]
-    members[7] = (name, body.replace(b"a green square", b"a <|im_end|>square"))
+    members[7] = (name, body.replace(b"a green square", b"a <|end|>square"))
     helpers.write_tar(path, members)
     output = tmp_path / "m.parquet"
     summary = manifest.build([path], str(tokenizer_path), IMAGE_TOKEN, output)

@@ -66,7 +66,7 @@ def write(path: Path, question: str, num_frames: int) -> Path:
 @pytest.mark.parametrize(
     ("question", "num_frames", "fault"),
     [
-        ("<|im_end|>", 1, "special token"),
+        ("<|end|>", 1, "special token"),
         ("<image><image>", 3, "2 <image> mark"),
         ("<video>", 0, "1 <video> mark"),
         ("<video><image>", 2, "marks"),

@@ -15,9 +15,9 @@ def test_it_is_lossless_and_deterministic(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a")
     text = " Gr\u00fc\u00dfe \U0001f534\n\thello  world"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    assert tokenizer.pad_token != tokenizer.eos_token == "<|im_end|>"
+    assert tokenizer.pad_token != tokenizer.eos_token == "<|end|>"
 
 
 def test_a_vocabulary_smaller_than_the_bytes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="at least 260"):
-        train_tokenizer(["x"], tmp_path, 259, "<|image|>")
+    with pytest.raises(ConfigError, match="at least 262"):
+        train_tokenizer(["x"], tmp_path, 261, "<|image|>")

@@ -66,7 +66,7 @@ def make_clip(rng: np.random.Generator, max_seconds: int = 16, two_frac: float =
         )
         if count == 1 or _apart(*drawn):
             break
-    background = tuple(int(v) for v in rng.integers(0, 30, 3))
+    background = tuple(int(v) for v in rng.integers(105, 135, 3))
     named_by = str(rng.choice(["shape", "colour"]))
     return Clip(duration_s, drawn, background, named_by)  # type: ignore[arg-type]
 
@@ -98,12 +98,13 @@ def _apart(first: Shape, second: Shape) -> bool:
 def render(clip: Clip, rng: np.random.Generator, fps: int = FPS) -> Iterator[np.ndarray]:
     """Yields duration x fps frames of (HEIGHT, WIDTH, 3) uint8."""
     num_frames = clip.duration_s * fps
-    last = max(1, num_frames - fps)  # the last whole second shows the end of the path
+    last = num_frames - fps  # the last whole second shows the end of the path
     for index in range(num_frames):
         frame = np.empty((HEIGHT, WIDTH, 3), np.float32)
         frame[:] = clip.background
+        progress = min(1.0, index / last) if last else 1.0
         for shape in clip.shapes:
-            cover = _coverage(shape, *shape.centre(min(1.0, index / last)))[..., None]
+            cover = _coverage(shape, *shape.centre(progress))[..., None]
             frame = frame * (1 - cover) + np.array(COLOURS[shape.colour], np.float32) * cover
         frame += rng.normal(0, 2, (HEIGHT, WIDTH, 1))
         yield frame.clip(0, 255).astype(np.uint8)

@@ -1,10 +1,9 @@
 """Trains a small tokenizer from a data set's own text, for quickstarts and tests.
 
-A byte-level BPE with ChatML turns, saved so that ``AutoTokenizer`` loads it. Not for real runs:
-those take the tokenizer of their pretrained language model.
+A byte-level BPE whose turns cost two tokens each, role and end, saved so that ``AutoTokenizer``
+loads it. Not for real runs: those take the tokenizer of their pretrained language model.
 """
 
-import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,12 +12,11 @@ from transformers import PreTrainedTokenizerFast
 
 from vlm.errors import ConfigError
 
-PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"
+PAD, END = "<|pad|>", "<|end|>"
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
 
@@ -28,7 +26,7 @@ def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int, image_tok
     Raises:
         ConfigError: ``vocab_size`` cannot hold the 256 bytes and the special tokens.
     """
-    special = [PAD, START, END, image_token]
+    special = [PAD, END, *ROLES, image_token]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if vocab_size < len(alphabet) + len(special):
         raise ConfigError(
@@ -44,14 +42,12 @@ def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int, image_tok
         initial_alphabet=sorted(alphabet),
         show_progress=False,
     )
-    # every sample pays for its role names: make each of them one token
-    roles = ["system", "user", "assistant"] * 1000
-    tokenizer.train_from_iterator(itertools.chain(roles, texts), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
         eos_token=END,
-        additional_special_tokens=[START, image_token],
+        additional_special_tokens=[*ROLES, image_token],
         clean_up_tokenization_spaces=False,
     )
     fast.chat_template = CHAT_TEMPLATE

@@ -1,6 +1,7 @@
-"""From a recipe to loaders: manifest, tokenizer, plan, and who reads what."""
+"""From a recipe to batches: manifest, tokenizer, plan, and who reads what."""
 
 import dataclasses
+from collections.abc import Generator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vlm.config import AugmentConfig, Recipe
 from vlm.data import chat, manifest, planning
-from vlm.data.loader import Collator, Loader
+from vlm.data.loader import Collator, LoadedStep, Loader
 from vlm.data.manifest import Manifest
 from vlm.data.plan import Plan, Position
 from vlm.errors import DataError
@@ -41,7 +42,7 @@ def open_source(
             f"manifest {path}: its tokens were counted with another tokenizer than "
             f"{recipe.model.tokenizer}; build the manifest again with that one"
         )
-    tokens_per_frame = planning.TOKENS_PER_FRAME[recipe.model.family]
+    tokens_per_frame = planning.tokens_per_frame(recipe.model.family)
     policy = planning.policy_from_recipe(recipe, tokens_per_frame)
     if not training:  # text-only samples teach; what is measured is how videos are seen
         policy = dataclasses.replace(policy, text_frac=0.0)
@@ -57,10 +58,14 @@ def open_source(
     return DataSource(found, Plan(rows, policy, found.fingerprint), collator)
 
 
-def loader(
+def steps(
     source: DataSource, recipe: Recipe, rank: int, world_size: int, position: Position
-) -> Loader:
-    return Loader(
+) -> Generator[LoadedStep]:
+    """A rank's share of each global step from ``position`` on, without end.
+
+    Batches are prepared ahead by threads, which ``close()`` ends.
+    """
+    yield from Loader(
         source.manifest,
         source.plan,
         source.collator,
