@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.models.tiny import SIZE, make_tower
-from vlm.models.vision import VisionEncoder, init_positions
+from vlm.models.vision import VisionEncoder
 
 REGISTERS = {"model_type": "dinov2_with_registers", "num_register_tokens": 2}
 
@@ -35,9 +35,7 @@ def test_query_equals_an_extra_token_that_patches_do_not_see(encoder, frames):
     """Reference: the tower's own layers over [patches, query] with an additive mask."""
     torch.manual_seed(2)
     query = torch.randn(5, encoder.dim, dtype=torch.float64)
-    hidden = torch.cat(
-        [encoder.tower.embeddings(encoder.normalise(frames)), query[:, None]], dim=1
-    )
+    hidden = torch.cat([encoder.tower.embeddings(encoder.normalise(frames)), query[:, None]], dim=1)
     num_tokens = hidden.shape[1]
     mask = torch.zeros(num_tokens, num_tokens, dtype=torch.float64)
     mask[:, -1] = -math.inf  # nobody sees the query, not even itself
@@ -87,15 +85,3 @@ def test_gradient_checkpointing_changes_no_gradient(encoder, frames):
     encoder.gradient_checkpointing = True
     for a, b in zip(plain, gradients(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-
-
-def test_sincos_positions_tell_rows_and_columns_apart():
-    table = torch.nn.Parameter(torch.randn(1, 1 + 16, 24))
-    init_positions(table)
-    grid = table.detach()[0, 1:].view(4, 4, 2, 12)
-    assert table[0, 0].abs().max() == 0
-    torch.testing.assert_close(grid.square().mean(), torch.tensor(1.0), atol=1e-5, rtol=0)
-    # half of the width holds the row alone, the other half the column alone
-    assert (grid[:, :1, 0] - grid[:, 1:, 0]).abs().max() == 0
-    assert (grid[:1, :, 1] - grid[1:, :, 1]).abs().max() == 0
-    assert torch.pdist(table.detach()[0, 1:]).min() > 0.5

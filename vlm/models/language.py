@@ -7,6 +7,9 @@ flash attention they stay flat. ``tests/models/test_language.py`` holds the two 
 Legend: N tokens, S samples, L longest sample, H width, V vocabulary.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +20,8 @@ from vlm.batch import Batch
 
 class LanguageModel(nn.Module):
     """Owns one causal LM (``lm``), its parameter names unchanged."""
+
+    lm: Any
 
     def __init__(self, lm: nn.Module) -> None:
         super().__init__()
@@ -36,6 +41,22 @@ class LanguageModel(nn.Module):
         """True if the attention takes samples of any length without rows."""
         return "flash" in self.lm.config._attn_implementation
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LanguageModel":
+        """Whoever casts the model casts its parameters only, as transformers does.
+
+        The buffers are rotary frequencies: rounded to bfloat16, they are a radian off at position
+        1000 (heads of 128), and not those that the exported model is loaded with.
+        """
+        buffers = [
+            (m, name, old) for m in self.modules() for name, old in m.named_buffers("", False)
+        ]
+        super()._apply(fn, recurse)
+        for module, name, old in buffers:
+            new = module.get_buffer(name)
+            if new.dtype != old.dtype:
+                setattr(module, name, old.to(new.device))
+        return self
+
     def embed(self, input_ids: Tensor) -> Tensor:
         """(N,) -> (N, H)."""
         return self.lm.get_input_embeddings()(input_ids)
@@ -48,7 +69,8 @@ class LanguageModel(nn.Module):
             prefix_only: stop after every sample's last frame; what comes later is not computed.
 
         Returns:
-            (N, H) hidden states, or (K, H) at ``batch.frame_index`` if ``prefix_only``.
+            (N, H) hidden states, or (K, H) at ``batch.frame_index`` if ``prefix_only``. If there
+            is no frame, the first token stands in for one: every rank must go the same way.
         """
         if self.is_flat:
             return self._run_flat(embeds, batch, prefix_only)
@@ -57,7 +79,8 @@ class LanguageModel(nn.Module):
         hidden = self.lm.get_decoder()(inputs_embeds=rows, use_cache=False).last_hidden_state
         row, column = coordinates(batch)
         if prefix_only:
-            row, column = row[batch.frame_index], column[batch.frame_index]
+            at = _frame_states(batch)
+            row, column = row[at], column[at]
         return hidden[row, column]
 
     def _run_flat(self, embeds: Tensor, batch: Batch, prefix_only: bool) -> Tensor:
@@ -71,7 +94,7 @@ class LanguageModel(nn.Module):
         ).last_hidden_state[0]
         if not prefix_only:
             return hidden
-        return hidden[torch.searchsorted(kept, batch.frame_index)]
+        return hidden[torch.searchsorted(kept, _frame_states(batch))]
 
     def loss_sum(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Sum of the cross entropies of all learned tokens, in float32.
@@ -111,6 +134,11 @@ class LanguageModel(nn.Module):
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
+
+
+def _frame_states(batch: Batch) -> Tensor:
+    """Where the hidden states of frames are; never empty."""
+    return batch.frame_index if batch.has_frames else batch.cu_seqlens[:1]
 
 
 def new_cache() -> Cache:

@@ -1,22 +1,60 @@
 """Which families there are, and how a recipe becomes a model."""
 
+import copy
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
 
-from vlm.config import ModelConfig, PartConfig
+from vlm.config import ModelConfig, PartConfig, VisionConfig
 from vlm.errors import CheckpointError, ConfigError
 from vlm.models.foveated import FoveatedConfig, FoveatedModel
-from vlm.models.vision import QUERYABLE, init_positions
+from vlm.models.vision import QUERYABLE
 
 FAMILIES = {"foveated": FoveatedModel}
+#: what transformers raises when a config cannot be built: it checks little before it computes
+BUILD_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
+    StrictDataclassError,
+)
+LOAD_ERRORS = (OSError, SafetensorError, *BUILD_ERRORS)
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keeps its progress bars and advice to itself: they would come from every rank."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@quiet_transformers()
 def build(config: ModelConfig, vocab_size: int, seed: int) -> FoveatedModel:
     """The model of a recipe: parts from pretrained weights or at random, the rest from ``seed``.
+
+    In float32, whatever the weights were stored in: precision is DeepSpeed's to choose. On the
+    meta device nothing is loaded, shapes are all there is.
 
     Raises:
         ConfigError: no such family or part, or parts that do not fit each other.
@@ -25,20 +63,22 @@ def build(config: ModelConfig, vocab_size: int, seed: int) -> FoveatedModel:
         known = ", ".join(FAMILIES)
         raise ConfigError(f"model.family: found {config.family!r}, expected one of {known}")
     torch.manual_seed(seed)
-    vision, language = (
-        part_config(config.vision, "vision"),
-        part_config(config.language, "language"),
-    )
-    if vision.model_type not in QUERYABLE:
+    vision = part_config(config.vision, "vision")
+    language = part_config(config.language, "language")
+    _check_vision(config.vision, vision)
+    if language.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ConfigError(
-            f"model.vision: found model_type {vision.model_type!r}, whose layers cannot be "
-            f"queried; expected one of {', '.join(QUERYABLE)}"
+            f"model.language: found model_type {language.model_type!r}, which is no causal "
+            "language model; expected one such as llama"
         )
-    if config.language.pretrained is None:
+    if config.language.pretrained is None or _is_meta():
         language.vocab_size = max(language.vocab_size, vocab_size)
-    tower, lm = _tower(config.vision, vision), _language_model(config.language, language)
+    tower = _part(config.vision, vision, AutoModel, "vision")
+    lm = _part(config.language, language, AutoModelForCausalLM, "language")
     if lm.get_input_embeddings().num_embeddings < vocab_size:
         lm.resize_token_embeddings(vocab_size)
+    if config.vision.position_std is not None:
+        nn.init.normal_(tower.embeddings.position_embeddings, std=config.vision.position_std)
     family_config = FoveatedConfig(
         vision_config=tower.config.to_dict(),
         language_config=lm.config.to_dict(),
@@ -51,6 +91,7 @@ def build(config: ModelConfig, vocab_size: int, seed: int) -> FoveatedModel:
     return model
 
 
+@quiet_transformers()
 def load(path: Path) -> FoveatedModel:
     """A model that ``save_pretrained`` wrote.
 
@@ -59,9 +100,14 @@ def load(path: Path) -> FoveatedModel:
     """
     if not (path / "config.json").is_file():
         raise CheckpointError(f"model {path}: no config.json there; expected an exported model")
-    if AutoConfig.from_pretrained(path).model_type != FoveatedConfig.model_type:
-        raise CheckpointError(f"model {path}: not a {FoveatedConfig.model_type} model")
-    model, report = FoveatedModel.from_pretrained(path, output_loading_info=True)
+    try:
+        if AutoConfig.from_pretrained(path).model_type != FoveatedConfig.model_type:
+            raise CheckpointError(f"model {path}: not a {FoveatedConfig.model_type} model")
+        model, report = FoveatedModel.from_pretrained(
+            path, output_loading_info=True, use_safetensors=True
+        )
+    except LOAD_ERRORS as error:
+        raise CheckpointError(f"model {path}: {_brief(error)}") from error
     if faults := {k: v for k, v in report.items() if v}:
         raise CheckpointError(f"model {path}: the weights do not fit: {faults}")
     return model
@@ -72,36 +118,78 @@ def part_config(part: PartConfig, name: str) -> PreTrainedConfig:
     if part.pretrained is not None:
         try:
             return AutoConfig.from_pretrained(part.pretrained)
-        except (OSError, ValueError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ConfigError(f"model.{name}.pretrained {part.pretrained!r}: {reason}") from None
-    values: dict[str, Any] = dict(part.config or {})
+        except LOAD_ERRORS as error:
+            where = f"model.{name}.pretrained {part.pretrained!r}"
+            raise ConfigError(f"{where}: {_brief(error)}") from None
+    values: dict[str, Any] = copy.deepcopy(part.config or {})  # transformers writes into it
     try:
         config = AutoConfig.for_model(values.pop("model_type"), **values)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"model.{name}.config: {error}") from None
+    except BUILD_ERRORS as error:
+        raise ConfigError(f"model.{name}.config: {_brief(error)}") from None
     # transformers keeps keys that it does not know without a word
-    unknown = sorted(set(values) - set(type(config)().to_dict()))
-    if unknown:
+    known = type(config)().to_dict()
+    if unknown := sorted(set(values) - set(known)):
         raise ConfigError(
-            f"model.{name}.config: unknown keys {', '.join(unknown)} for {config.model_type}"
+            f"model.{name}.config: unknown keys for {config.model_type}: "
+            + ", ".join(_suggest(key, known) for key in unknown)
         )
     return config
 
 
-def _tower(part: PartConfig, config: PreTrainedConfig) -> nn.Module:
-    if part.pretrained is not None:
-        return AutoModel.from_pretrained(part.pretrained)
-    tower = AutoModel.from_config(config)
-    if part.position_init == "sincos":
-        init_positions(tower.embeddings.position_embeddings)
-    return tower
+def _suggest(key: str, known: dict[str, Any]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"{key} (did you mean {close[0]}?)" if close else key
 
 
-def _language_model(part: PartConfig, config: PreTrainedConfig) -> nn.Module:
-    if part.pretrained is not None:
-        return AutoModelForCausalLM.from_pretrained(part.pretrained)
-    return AutoModelForCausalLM.from_config(config)
+def _check_vision(part: VisionConfig, config: PreTrainedConfig) -> None:
+    if config.model_type not in QUERYABLE:
+        raise ConfigError(
+            f"model.vision: found model_type {config.model_type!r}, whose layers cannot be "
+            f"queried; expected one of {', '.join(QUERYABLE)}"
+        )
+    if config.num_attention_heads < 1 or config.hidden_size % config.num_attention_heads:
+        raise ConfigError(
+            f"model.vision: hidden_size {config.hidden_size} is not a multiple of "
+            f"num_attention_heads {config.num_attention_heads}"
+        )
+    if part.position_std is not None and part.pretrained is not None:
+        raise ConfigError(
+            "model.vision.position_std: pretrained weights bring their own position embeddings; "
+            "remove it"
+        )
+
+
+def _part(part: PartConfig, config: PreTrainedConfig, auto: Any, name: str) -> Any:
+    """A part's model: its pretrained weights, all of them, or random ones."""
+    where = f"model.{name}" if part.pretrained is None else f"model.{name} {part.pretrained!r}"
+    try:
+        if part.pretrained is None or _is_meta():
+            return auto.from_config(config, dtype=torch.float32)
+        model, report = auto.from_pretrained(
+            part.pretrained,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,
+        )
+    except LOAD_ERRORS as error:
+        raise ConfigError(f"{where}: {_brief(error)}") from error
+    # what a checkpoint holds beside the part is not needed; what it lacks would start at random
+    lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    if lacking:
+        raise ConfigError(
+            f"{where}: {len(lacking)} weights of {type(model).__name__} are missing or of another "
+            f"shape, the first: {lacking[0]}"
+        )
+    return model
+
+
+def _is_meta() -> bool:
+    return torch.get_default_device().type == "meta"
+
+
+def _brief(error: BaseException) -> str:
+    """The start of an error of transformers, which may go on for pages."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 AutoConfig.register(FoveatedConfig.model_type, FoveatedConfig)

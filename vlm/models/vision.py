@@ -7,7 +7,6 @@ of the pass and not a second one; ``tests/models/test_vision.py`` holds it equal
 Legend: F frames, P tokens per frame (CLS, registers, patches), D width, A heads, Q queries.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +35,7 @@ class VisionEncoder(nn.Module):
     ``tower`` is the Hugging Face model; its weights are all this module owns.
     """
 
+    tower: Any
     mean: Tensor
     std: Tensor
 
@@ -50,10 +50,10 @@ class VisionEncoder(nn.Module):
     def dim(self) -> int:
         return int(self.tower.config.hidden_size)
 
-    @property
-    def num_patches(self) -> int:
-        """Patch tokens of one frame, CLS and registers not counted."""
-        return int(self.tower.embeddings.patch_embeddings.num_patches)
+    def grid(self, frames: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches in (F, 3, H, W); they are the last tokens of a frame."""
+        patch_height, patch_width = self.tower.embeddings.patch_embeddings.patch_size
+        return frames.shape[-2] // patch_height, frames.shape[-1] // patch_width
 
     def normalise(self, frames: Tensor) -> Tensor:
         """(F, 3, H, W) uint8 -> the tower's dtype, ImageNet statistics."""
@@ -157,24 +157,3 @@ def _query_block(layer: Any, query: Tensor, kv: KeyValue) -> Tensor:
     mixed = proj.output(mixed.transpose(1, 2).flatten(1))
     query = query + layer.drop_path(layer.layer_scale1(mixed))
     return _mlp_residual(layer, query)
-
-
-@torch.no_grad()
-def init_positions(embeddings: nn.Parameter) -> None:
-    """Two-dimensional sine-cosine position embeddings of root mean square 1; CLS gets zeros.
-
-    A quarter of the width each for sin and cos of the row and of the column, at wave lengths from
-    2 pi to 2 pi 100 patches (Vaswani et al. 2017, section 3.5, in two dimensions as in MAE).
-
-    Args:
-        embeddings: (1, 1 + side * side, D), filled in place.
-    """
-    _, num_tokens, dim = embeddings.shape
-    side = math.isqrt(num_tokens - 1)
-    assert side * side == num_tokens - 1 and dim % 4 == 0, embeddings.shape
-    frequencies = 100.0 ** -(torch.arange(dim // 4) / (dim // 4))
-    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    angles = torch.stack([rows.flatten(), columns.flatten()])[..., None] * frequencies
-    waves = torch.cat([angles.sin(), angles.cos()], dim=-1)  # (2, side * side, D/2)
-    embeddings[0, 0] = 0
-    embeddings[0, 1:] = math.sqrt(2) * waves.movedim(0, 1).flatten(1)

@@ -1,0 +1,51 @@
+"""The foveated model sample by sample, with whole forwards and loops: no cache, no rows."""
+
+import torch
+from torch import Tensor
+
+from tests.models.tiny import IMAGE
+from vlm.batch import Batch
+from vlm.models.foveated import FoveatedModel, Mode
+
+
+def sample(batch: Batch, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Frames, ids and labels of one sample."""
+    a, b = batch.cu_seqlens[index], batch.cu_seqlens[index + 1]
+    first, last = batch.cu_frames[index], batch.cu_frames[index + 1]
+    return batch.frames[first:last], batch.input_ids[a:b], batch.labels[a:b]
+
+
+def plain_hidden(model: FoveatedModel, frames: Tensor, ids: Tensor, queries: Tensor) -> Tensor:
+    """(N, H) of one sample by the language model's own forward, given the query of each frame."""
+    embeds = model.language.embed(ids).clone()
+    if len(frames):
+        connector = model.connector
+        _, cache = model.vision(frames)
+        looked = model.vision.look(connector.query_input_proj(queries), cache)
+        tokens = connector.dino_to_llm(connector.output_proj(looked))
+        embeds[_frames_at(ids, frames)] = connector.visual_scale * tokens
+    return model.language.lm.get_decoder()(inputs_embeds=embeds[None]).last_hidden_state[0]
+
+
+def plain_queries(model: FoveatedModel, frames: Tensor, ids: Tensor, mode: Mode) -> Tensor:
+    """(F, Q): with what each frame of one sample is looked at in the mode's last pass."""
+    connector, count = model.connector, len(frames)
+    static = connector.q_static.weight.expand(count, -1)
+    if mode == "coarse_only" or not count:
+        return static
+    if mode == "coarse_fine":
+        hidden = plain_hidden(model, frames, ids, static)
+        asked = connector.llm_to_query(hidden[_frames_at(ids, frames)])
+        return torch.cat([connector.q_init.weight, asked[:-1]])
+    queries = connector.q_init.weight
+    while len(queries) < count:  # what later frames are looked at with changes nothing before
+        padded = torch.cat([queries, torch.zeros_like(static)])[:count]
+        hidden = plain_hidden(model, frames, ids, padded)
+        state = hidden[_frames_at(ids, frames)][len(queries) - 1]
+        queries = torch.cat([queries, connector.llm_to_query(state)[None]])
+    return queries
+
+
+def _frames_at(ids: Tensor, frames: Tensor) -> Tensor:
+    # what a model says later may well be a placeholder, too
+    return (ids == IMAGE).nonzero().flatten()[: len(frames)]
