@@ -99,12 +99,13 @@ def build_batch(
         DataError: a sample's placeholders and frames do not match.
     """
     for key, ids, count in zip(keys, input_ids, frame_counts, strict=True):
-        found = sum(i == image_token_id for i in ids)
+        found = ids.count(image_token_id)
         if found != count * tokens_per_frame:
             raise DataError(
                 f"sample {key}: found {found} placeholder tokens for {count} frames, expected "
                 f"{count * tokens_per_frame}; the text must hold {tokens_per_frame} for each frame"
             )
+    assert len(frames) == max(1, sum(frame_counts)), (frames.shape, frame_counts)
     lengths = torch.tensor([len(ids) for ids in input_ids])
     cu_seqlens = F.pad(lengths.cumsum(0), (1, 0))
     flat_ids = torch.tensor([i for ids in input_ids for i in ids])

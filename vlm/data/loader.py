@@ -26,7 +26,7 @@ from vlm.data.augment import augment
 from vlm.data.manifest import Manifest
 from vlm.data.plan import MicroBatch, Plan, Position
 from vlm.data.reader import LoadedSample, Reader
-from vlm.errors import SampleError
+from vlm.errors import DataError, SampleError
 
 #: conversations whose tokens are kept; a small data set is tokenized once, a large one as it comes
 TOKEN_CACHE = 65_536
@@ -92,6 +92,27 @@ class Collator:
         )
 
 
+def frame_size(manifest: Manifest) -> tuple[int, int]:
+    """(H, W) of the manifest's frames; 224 x 224 where it has none.
+
+    Raises:
+        DataError: they are not all of one size.
+    """
+    has_frames = manifest.num_frames > 0
+    if not has_frames.any():
+        return (224, 224)
+    low, high = (
+        (int(pick(manifest.height[has_frames])), int(pick(manifest.width[has_frames])))
+        for pick in (np.min, np.max)
+    )
+    if low != high:
+        raise DataError(
+            f"manifest {manifest.path}: frames from {low[0]} x {low[1]} to {high[0]} x {high[1]} "
+            "pixels, expected one size; run precompute with one --size for all of its shards"
+        )
+    return high
+
+
 class Loader:
     """Iterates over this rank's micro-batches, one global step at a time, without end."""
 
@@ -111,13 +132,8 @@ class Loader:
         self._position = position or Position()
         self._reader = Reader(manifest)
         self._tokens: dict[int, chat.Encoded] = {}
-        frames = manifest.num_frames > 0
         # every rank must call the tower alike, so a blank frame is as large as the others
-        self._blank = (
-            (int(manifest.height[frames].max()), int(manifest.width[frames].max()))
-            if frames.any()
-            else (224, 224)
-        )
+        self._blank = frame_size(manifest)
 
     def __iter__(self) -> Iterator[LoadedStep]:
         """Prepares ``prefetch`` micro-batches ahead; an error comes out at its own step."""
