@@ -49,10 +49,6 @@ class PartConfig(_Strict):
     pretrained: str | None = None
     #: keys of the transformers config, ``model_type`` among them; random weights
     config: dict[str, Any] | None = None
-    #: position embeddings of a vision tower that starts at random. `config` draws them with the
-    #: config's initializer_range, at which a small tower never learns where things are; `sincos`
-    #: sets them to two-dimensional sines and cosines.
-    position_init: Literal["config", "sincos"] = "config"
     #: recompute activations in the backward pass
     gradient_checkpointing: bool = False
 
@@ -63,6 +59,12 @@ class PartConfig(_Strict):
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("`config` needs `model_type`, for example dinov2 or llama")
         return self
+
+
+class VisionConfig(PartConfig):
+    #: std of the position embeddings of a tower that starts at random; None: as its config says.
+    #: At transformers' 0.02 a small tower never learns where things are.
+    position_std: float | None = Field(None, gt=0)
 
 
 class FoveationConfig(_Strict):
@@ -82,7 +84,7 @@ class FoveationConfig(_Strict):
 
 class ModelConfig(_Strict):
     family: str
-    vision: PartConfig
+    vision: VisionConfig
     language: PartConfig
     connector: FoveationConfig = FoveationConfig()
     #: folder or id of the tokenizer; it must hold a chat template and `image_token`

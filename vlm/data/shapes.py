@@ -19,7 +19,7 @@ COLOURS = {
     "purple": (160, 60, 200),
     "white": (240, 240, 240),
 }
-SHAPES = ("circle", "square", "triangle", "cross")
+SHAPES = ("square", "ring", "bar", "triangle")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 HEIGHT, WIDTH = 32, 40  # px; the centre crop to a square loses nothing that a question needs
@@ -66,18 +66,18 @@ def make_clip(rng: np.random.Generator, max_seconds: int = 16, two_frac: float =
         )
         if count == 1 or _apart(*drawn):
             break
-    background = tuple(int(v) for v in rng.integers(105, 135, 3))
+    background = tuple(int(v) for v in rng.integers(0, 30, 3))
     named_by = str(rng.choice(["shape", "colour"]))
     return Clip(duration_s, drawn, background, named_by)  # type: ignore[arg-type]
 
 
 def _make_shape(rng: np.random.Generator, colour: str, shape: str, direction: str) -> Shape:
-    """A path of 11 to 17 px inside the central square, both ends clear of the middle lines."""
-    radius = float(rng.uniform(5, 7))
+    """A path of 10 to 15 px inside the central square, both ends clear of the middle lines."""
+    radius = float(rng.uniform(5.5, 7.5))
     dx, dy = DIRECTIONS[direction]
     low, high = radius - 1, HEIGHT - radius + 1
     while True:
-        path = float(rng.uniform(11, 17))
+        path = float(rng.uniform(10, 15))
         x, y = rng.uniform(low, high, 2)
         end_x, end_y = x + dx * path, y + dy * path
         inside = low <= end_x <= high and low <= end_y <= high
@@ -116,15 +116,14 @@ _Y, _X = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32) + 0.5
 def _coverage(shape: Shape, x: float, y: float) -> np.ndarray:
     """(HEIGHT, WIDTH) share of each pixel inside the shape, by its signed distance."""
     dx, dy, r = _X - np.float32(x), _Y - np.float32(y), np.float32(shape.radius)
-    if shape.shape == "circle":
-        distance = np.hypot(dx, dy) - r
-    elif shape.shape == "square":
+    if shape.shape == "square":
         distance = np.maximum(abs(dx), abs(dy)) - 0.88 * r
-    elif shape.shape == "triangle":
-        distance = np.maximum(dy - 0.75 * r, 0.866 * abs(dx) - 0.5 * dy - 0.62 * r)
+    elif shape.shape == "ring":
+        distance = abs(np.hypot(dx, dy) - 0.75 * r) - 0.25 * r
+    elif shape.shape == "bar":
+        distance = np.maximum(abs(dx) - 1.1 * r, abs(dy) - 0.35 * r)
     else:
-        arm = np.maximum(abs(dx) - r, abs(dy) - 0.3 * r)
-        distance = np.minimum(arm, np.maximum(abs(dy) - r, abs(dx) - 0.3 * r))
+        distance = np.maximum(dy - 0.75 * r, 0.866 * abs(dx) - 0.5 * dy - 0.62 * r)
     return (0.5 - distance).clip(0, 1)
 
 
@@ -192,7 +191,7 @@ def _text_pair(rng: np.random.Generator) -> tuple[str, str]:
         swap = rng.random() < 0.5
         return f"What is the opposite of {other if swap else way}?", way if swap else other
     if kind == 2:
-        words = ["circle", "red", "square", "green", "left", "up"]
+        words = ["ring", "red", "square", "green", "left", "up"]
         word = words[int(rng.integers(len(words)))]
         is_colour = word in COLOURS
         return f"Is {word} a colour?", "yes" if is_colour else "no"
