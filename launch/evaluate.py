@@ -11,9 +11,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vlm import log
-from vlm.errors import command
+from vlm.errors import DataError, command, one_line
 from vlm.evaluate.judge import judge
 
 
@@ -43,7 +44,9 @@ def _table(evaluation: dict) -> Table:
     for group, true in accuracy["true"].items():
         others = [accuracy["blank"][group], accuracy["shuffled"][group], evaluation["prior"][group]]
         cells = [f"{value:.3f}" for value in (true, *others)]
-        table.add_row(group, *cells, str(evaluation["num_answers"][group]))
+        # a name from a shard: it may hold markup or control characters
+        name = Text(one_line(DataError(group)))
+        table.add_row(name, *cells, str(evaluation["num_answers"][group]))
     return table
 
 

@@ -1,7 +1,5 @@
 """Where the fine pass looks, frame by frame."""
 
-import math
-
 import numpy as np
 import torch
 
@@ -16,11 +14,12 @@ def fine_attention(model: FoveatedModel, batch: Batch) -> np.ndarray:
 
     CLS and registers are left out, so a map sums to less than 1.
     """
+    assert batch.has_frames, batch.keys
     text = model.language.embed(batch.input_ids)
     _, cache = model.vision(batch.frames)
     tokens = fill(text, batch.frame_index, model.coarse_tokens(batch, cache))
     queries = model.fine_queries(batch, model.language(tokens, batch, prefix_only=True))
     maps = model.vision.attention(model.connector.query_input_proj(queries), cache)
-    patches = maps.mean(dim=(1, 2))[:, -model.vision.num_patches :]
-    side = math.isqrt(patches.shape[1])
-    return patches.view(-1, side, side).float().cpu().numpy()
+    height, width = model.vision.grid(batch.frames)
+    patches = maps.float().mean(dim=(1, 2))[:, -height * width :]
+    return patches.view(-1, height, width).cpu().numpy()

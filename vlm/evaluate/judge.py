@@ -8,13 +8,16 @@
 
 import json
 import logging
+import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vlm import config
@@ -22,12 +25,13 @@ from vlm.batch import Batch
 from vlm.ckpt import load as checkpoints
 from vlm.ckpt.save import MODEL, TRAINER, replace_text
 from vlm.config import Recipe
-from vlm.data.loader import Collator
+from vlm.data import stream
+from vlm.data.loader import Collator, frame_size
 from vlm.data.reader import LoadedSample, Reader
 from vlm.errors import CheckpointError, DataError
 from vlm.evaluate.attention import fine_attention
 from vlm.evaluate.losses import mode_losses
-from vlm.evaluate.questions import Question, judge_answers, prior, prompt_batch
+from vlm.evaluate.questions import Question, cut, judge_answers, prior, prompt_batch
 from vlm.evaluate.report import Answered, Clip, ReportData, write_report
 from vlm.models import registry
 from vlm.models.foveated import FoveatedModel
@@ -44,7 +48,8 @@ def judge(run_dir: Path, max_samples: int) -> Path:
     """Judges the newest complete checkpoint of a run; returns the report's path.
 
     Raises:
-        CheckpointError: no such run, or no complete checkpoint in it.
+        CheckpointError: no such run, no complete checkpoint in it, or one that has diverged.
+        DataError: fewer than two held-out samples with frames.
     """
     started = time.perf_counter()
     if not (run_dir / "recipe.yaml").is_file():
@@ -53,12 +58,18 @@ def judge(run_dir: Path, max_samples: int) -> Path:
     checkpoint = checkpoints.newest(run_dir / "checkpoints")
     if checkpoint is None:
         raise CheckpointError(f"run {run_dir}: no complete checkpoint; train it first")
+    metrics = read_rows(run_dir / "metrics.jsonl")
+    collator, samples, keys = held_out(recipe, checkpoint / MODEL, max_samples)
     model = registry.load(checkpoint / MODEL).eval()
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    collator, samples, keys = held_out(recipe, checkpoint / MODEL, max_samples)
 
     log.info("loss of %d samples in three modes", len(samples))
     losses = mode_losses(model, _batches(collator, samples, keys))
+    if not all(map(math.isfinite, losses.values())):
+        raise CheckpointError(
+            f"checkpoint {checkpoint}: its held-out loss is {losses}, so the model has diverged; "
+            "expected a finite one, judge an earlier checkpoint"
+        )
     log.info("answers about true, blank and shuffled frames")
     scores, questions, given = judge_answers(model, collator, samples)
     evaluation = {
@@ -75,40 +86,40 @@ def judge(run_dir: Path, max_samples: int) -> Path:
     replace_text(run_dir / "eval.json", json.dumps(evaluation, indent=1))
     clips = _clips(model, collator, samples, keys, questions, given)
     report = run_dir / "report.html"
-    write_report(report, _report(run_dir, recipe, model, evaluation, clips))
+    write_report(report, _report(metrics, recipe, model, evaluation, clips))
     return report
 
 
 def held_out(
     recipe: Recipe, tokenizer: Path, max_samples: int
 ) -> tuple[Collator, list[LoadedSample], list[str]]:
-    """The first samples, with frames, of the held-out manifest in the plan's order."""
+    """Held-out samples with frames, drawn at random: always the same of a manifest and a seed."""
     recipe = recipe.model_copy(
         update={"model": recipe.model.model_copy(update={"tokenizer": str(tokenizer)})}
     )
     source = data.open_source(recipe, data.load_tokenizer(recipe), recipe.data.eval, training=False)
-    rows = [
-        row
-        for step in source.plan.window(0)
-        for batch in step
-        for row in batch.rows.tolist()
-        if source.manifest.num_frames[row] > 0
-    ][:max_samples]
-    if not rows:
-        raise DataError(f"manifest {recipe.data.eval}: no sample with frames to judge by")
+    frame_size(source.manifest)  # clips are batched, and shown in each other's place
+    rows = np.flatnonzero(source.manifest.num_frames)
+    bits = stream.philox(recipe.seed, stream.ORDER, 0, 0)
+    chosen = rows[stream.permutation(bits, len(rows))][: max(0, max_samples)].tolist()
+    if len(chosen) < 2:
+        raise DataError(
+            f"manifest {recipe.data.eval}: {len(chosen)} samples with frames to judge by (it has "
+            f"{len(rows)}, --max-samples is {max_samples}); expected at least 2, because each is "
+            "also asked about another one's frames"
+        )
     reader = Reader(source.manifest)
-    samples = [reader.read(row) for row in rows]
+    with ThreadPoolExecutor(recipe.data.decode_threads) as pool:
+        samples = list(pool.map(reader.read, chosen))
     reader.close()
-    return source.collator, samples, source.manifest.keys(rows)
+    return source.collator, samples, source.manifest.keys(chosen)
 
 
 def _batches(
     collator: Collator, samples: Sequence[LoadedSample], keys: Sequence[str]
 ) -> Iterator[Batch]:
-    """All samples, those of like length together."""
-    order = sorted(range(len(samples)), key=lambda i: len(samples[i].frames))
-    for start in range(0, len(order), SAMPLES_PER_BATCH):
-        part = order[start : start + SAMPLES_PER_BATCH]
+    """All samples, clips of like length together."""
+    for part in cut([loaded.frames for loaded in samples], SAMPLES_PER_BATCH):
         yield collator.batch(
             [samples[i].frames for i in part],
             [collator.encode(samples[i]) for i in part],
@@ -127,18 +138,18 @@ def _clips(
     given: Sequence[str],
 ) -> list[Clip]:
     """About a dozen samples from the whole range, with what was asked and answered."""
-    frames = [loaded.frames for loaded in samples]
     asked: dict[int, list[tuple[Question, str]]] = {}
     for question, text in zip(questions, given, strict=True):
         asked.setdefault(question.sample, []).append((question, text))
     chosen = list(asked)[:: max(1, len(asked) // NUM_CLIPS)][:NUM_CLIPS]
     clips = []
     for index in chosen:
-        batch = prompt_batch(collator, [asked[index][0][0]], frames)
+        frames = samples[index].frames
+        batch = prompt_batch(collator, [asked[index][0][0]], [frames])
         clips.append(
             Clip(
                 key=keys[index],
-                frames=list(frames[index]),
+                frames=list(frames),
                 attention=list(fine_attention(model, batch.to(model.device))),
                 questions=[
                     Answered(q.text, q.expected, text.strip(), q.task) for q, text in asked[index]
@@ -149,21 +160,20 @@ def _clips(
 
 
 def _report(
-    run_dir: Path,
+    rows: Sequence[Mapping[str, Any]],
     recipe: Recipe,
     model: FoveatedModel,
     evaluation: dict[str, Any],
     clips: list[Clip],
 ) -> ReportData:
-    rows = read_rows(run_dir / "metrics.jsonl")
-    last: dict[str, Any] = next((r for r in reversed(rows) if r["event"] == "train"), {})
+    last: Mapping[str, Any] = next((r for r in reversed(rows) if r.get("event") == "train"), {})
     facts = {
         "recipe": recipe.name,
         "model": f"{recipe.model.family}, {sum(p.numel() for p in model.parameters()):,} "
         "parameters",
         "steps": str(evaluation["step"]),
-        "samples seen": f"{last.get('samples_seen', 0):,}",
-        "time in training": f"{last.get('wall_s', 0.0):.0f} s",
+        "samples seen": f"{last.get('samples_seen') or 0:,}",
+        "time in training": f"{last.get('wall_s') or 0:.0f} s",
         "held-out clips": str(evaluation["num_samples"]),
     }
     created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -5,13 +5,13 @@ questions are asked about blank frames and about another sample's frames; a mode
 there does not look.
 """
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 
 from vlm.batch import Batch
 from vlm.data import chat
@@ -21,102 +21,137 @@ from vlm.data.schema import Turn
 from vlm.models.foveated import FoveatedModel, Mode
 from vlm.models.generate import generate
 
+log = logging.getLogger(__name__)
+
 Control = Literal["true", "blank", "shuffled"]
 CONTROLS: tuple[Control, ...] = ("true", "blank", "shuffled")
+GREY = np.uint8(128)
 QUESTIONS_PER_BATCH = 128
+#: of all frames of a batch: 334 of 224 px, whose keys and values take about 3 GB in a small tower
+PIXELS_PER_BATCH = 1 << 24
+MAX_GROUP_CHARS = 100
 
 
 @dataclass(frozen=True)
 class Question:
     #: index of its sample among those judged
     sample: int
-    text: str
+    #: the user turn, after the conversation's system turn if it has one
+    turns: tuple[Turn, ...]
     expected: str
     task: str
     #: what its accuracy counts for: its task, and the sample's `meta.group` if it names one
     groups: tuple[str, ...]
 
+    @property
+    def text(self) -> str:
+        return self.turns[-1].content
+
 
 def find_questions(samples: Sequence[LoadedSample]) -> list[Question]:
     """Every answer that has a task, as a question of its own."""
     questions = []
+    num_left_out = 0
     for index, loaded in enumerate(samples):
         turns = loaded.sample.conversation()
-        group = loaded.sample.meta.get("group")
-        extra = (group,) if isinstance(group, str) else ()
+        system = tuple(turn for turn in turns if turn.role == "system")
         for asked, answer in zip(turns, turns[1:], strict=False):
-            if asked.role == "user" and answer.role == "assistant" and answer.task is not None:
-                groups = (answer.task, *extra)
-                questions.append(
-                    Question(index, asked.content, answer.content, answer.task, groups)
-                )
+            if answer.role != "assistant" or answer.task is None:
+                continue
+            if chat.MARK.findall(asked.content).count("image") not in (0, len(loaded.frames)):
+                num_left_out += 1  # it speaks of one image, others belong to other turns
+                continue
+            groups = tuple(dict.fromkeys((answer.task, *_group(loaded))))
+            questions.append(Question(index, (*system, asked), answer.content, answer.task, groups))
+    if num_left_out:
+        log.warning("%d questions left out: others own some of their <image>s", num_left_out)
     return questions
 
 
-def control_frames(samples: Sequence[LoadedSample], control: Control) -> list[np.ndarray]:
-    """What each sample shows: its own frames, grey ones, or those of the next sample.
+def _group(loaded: LoadedSample) -> tuple[str, ...]:
+    group = loaded.sample.meta.get("group")
+    return (group,) if isinstance(group, str) and 0 < len(group) <= MAX_GROUP_CHARS else ()
 
-    The samples come in the plan's random order, so the next one is anybody else's.
+
+def shown_frames(samples: Sequence[LoadedSample], index: int, control: Control) -> np.ndarray:
+    """What a sample shows: its own frames, as many grey ones, or as many of the next sample's.
+
+    The samples come in random order, so the next one is anybody else's; there must be two. As
+    many, so that the number of frames gives nothing away that blank frames do not.
     """
-    frames = [loaded.frames for loaded in samples]
+    own = samples[index].frames
     if control == "blank":
-        return [np.full_like(f, 128) for f in frames]
+        return np.broadcast_to(GREY, own.shape)
     if control == "shuffled":
-        return frames[1:] + frames[:1]
-    return frames
+        assert len(samples) > 1, "there is no other sample"
+        other = samples[(index + 1) % len(samples)].frames
+        return other[np.arange(len(own)) * len(other) // len(own)]
+    return own
+
+
+def cut(frames: Sequence[np.ndarray], most: int) -> Iterator[list[int]]:
+    """Indices of clips, the short ones first, in batches of at most ``most`` that fit memory."""
+    part: list[int] = []
+    pixels = 0
+    for index in sorted(range(len(frames)), key=lambda i: len(frames[i])):
+        size = frames[index].size // 3
+        if part and (len(part) == most or pixels + size > PIXELS_PER_BATCH):
+            yield part
+            part, pixels = [], 0
+        part.append(index)
+        pixels += size
+    if part:
+        yield part
 
 
 def answer(
     model: FoveatedModel,
     collator: Collator,
     questions: Sequence[Question],
-    frames: Sequence[np.ndarray],
+    samples: Sequence[LoadedSample],
+    control: Control = "true",
     mode: Mode = "coarse_fine",
-) -> Iterator[str]:
-    """The model's greedy answer to each question, in order.
-
-    Args:
-        frames: (T, H, W, 3) uint8 of each sample.
-    """
-    longest = max(len(answer_ids(collator, q.expected)) for q in questions)
-    eos = collator.tokenizer.eos_token_id
-    by_length = sorted(range(len(questions)), key=lambda i: len(frames[questions[i].sample]))
-    answers: dict[int, str] = {}
-    for start in range(0, len(by_length), QUESTIONS_PER_BATCH):
-        part = by_length[start : start + QUESTIONS_PER_BATCH]
-        batch = prompt_batch(collator, [questions[i] for i in part], frames)
+) -> list[str]:
+    """The model's greedy answer to each question, in order."""
+    own = [samples[question.sample].frames for question in questions]
+    answers = [""] * len(questions)
+    for part in cut(own, QUESTIONS_PER_BATCH):
+        asked = [questions[i] for i in part]
+        frames = [shown_frames(samples, question.sample, control) for question in asked]
         ids = generate(
             model,
-            batch.to(model.device),
-            eos_token_id=eos,
-            max_new_tokens=longest + 4,  # room to be seen to ramble
+            prompt_batch(collator, asked, frames).to(model.device),
+            eos_token_id=collator.tokenizer.eos_token_id,
+            max_new_tokens=_longest(collator, asked) + 4,  # room to be seen to ramble
             mode=mode,
         )
-        texts = collator.tokenizer.batch_decode(ids, skip_special_tokens=False)
-        answers.update(zip(part, texts, strict=True))
-    return (answers[i] for i in range(len(questions)))
+        texts = collator.tokenizer.batch_decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        for i, text in zip(part, texts, strict=True):
+            answers[i] = text
+    return answers
 
 
-def answer_ids(collator: Collator, text: str) -> list[int]:
-    return collator.tokenizer(text, add_special_tokens=False)["input_ids"]
+def _longest(collator: Collator, questions: Sequence[Question]) -> int:
+    texts = [question.expected for question in questions]
+    return max(map(len, collator.tokenizer(texts, add_special_tokens=False)["input_ids"]))
 
 
 def prompt_batch(
     collator: Collator, questions: Sequence[Question], frames: Sequence[np.ndarray]
 ) -> Batch:
-    """One row for each question, with the frames of its sample."""
-    own = [frames[q.sample] for q in questions]
+    """One row for each question, with the frames that it is about."""
     encoded = []
-    for question, shown in zip(questions, own, strict=True):
-        turns = [Turn(role="user", content=question.text)]
-        prompt = chat.encode_prompt(collator.tokenizer, turns, collator.image_token)
+    for question, shown in zip(questions, frames, strict=True):
+        prompt = chat.encode_prompt(collator.tokenizer, question.turns, collator.image_token)
         encoded.append(
             chat.expand_frames(
                 prompt, len(shown), collator.tokens_per_frame, collator.image_token_id
             )
         )
     keys = [str(question.sample) for question in questions]
-    return collator.batch(own, encoded, keys, "video", own[0].shape[1:3])
+    return collator.batch(list(frames), encoded, keys, "video", frames[0].shape[1:3])
 
 
 def accuracy(questions: Sequence[Question], answers: Iterable[str]) -> dict[str, float]:
@@ -138,16 +173,13 @@ def prior(questions: Sequence[Question]) -> dict[str, float]:
     return accuracy(questions, (best[question.task] for question in questions))
 
 
-@torch.no_grad()
 def judge_answers(
     model: FoveatedModel, collator: Collator, samples: Sequence[LoadedSample]
 ) -> tuple[dict[str, dict[str, float]], list[Question], list[str]]:
     """Accuracy by control and group, the questions, and the answers given to the true frames."""
     questions = find_questions(samples)
-    scores, given = {}, []
-    for control in CONTROLS:
-        answers = list(answer(model, collator, questions, control_frames(samples, control)))
-        scores[control] = accuracy(questions, answers)
-        if control == "true":
-            given = answers
-    return scores, questions, given
+    answers: dict[str, list[str]] = {
+        control: answer(model, collator, questions, samples, control) for control in CONTROLS
+    }
+    scores = {control: accuracy(questions, given) for control, given in answers.items()}
+    return scores, questions, answers["true"]

@@ -1,0 +1,153 @@
+"""A run folder made by hand, judged as a whole."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.evaluate.world import COLOURS, complete, make_run, make_sample, make_samples
+from vlm.ckpt.save import MODEL
+from vlm.config import load
+from vlm.errors import CheckpointError, DataError
+from vlm.evaluate import judge as module
+from vlm.evaluate.judge import held_out, judge
+from vlm.evaluate.losses import mode_losses
+from vlm.evaluate.questions import judge_answers
+from vlm.models import registry
+from vlm.models.foveated import MODES
+
+NUM_SAMPLES = 9
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("judged")
+    return make_run(folder, make_samples(NUM_SAMPLES))
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    """A copy of its own to spoil; the shards stay where they are."""
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+def test_it_writes_what_the_report_and_its_readers_need(run: Path) -> None:
+    report = judge(run, 1000)
+    assert report == run / "report.html" and report.is_file()
+    evaluation = json.loads((run / "eval.json").read_text())
+    assert set(evaluation["loss"]) == set(MODES)
+    assert all(math.isfinite(value) for value in evaluation["loss"].values())
+    ratio = evaluation["loss"]["coarse_only"] / evaluation["loss"]["coarse_fine"]
+    assert evaluation["loss_ratio"] == pytest.approx(ratio)
+    assert set(evaluation["accuracy"]) == {"true", "blank", "shuffled"}
+    for scores in evaluation["accuracy"].values():
+        assert set(scores) == {"colour"} and 0 <= scores["colour"] <= 1
+    assert evaluation["prior"] == {"colour": 1 / 3}
+    assert evaluation["num_samples"] == NUM_SAMPLES
+    assert evaluation["num_answers"] == {"colour": NUM_SAMPLES}
+    assert evaluation["step"] == 3 and evaluation["checkpoint"].endswith("step_00000003")
+    page = report.read_text()
+    for text in ("world", "1,234", "5 s", "What colour is it?", "00000000"):
+        assert text in page
+
+
+def test_its_numbers_are_those_of_the_parts(run: Path, made: Path) -> None:
+    judge(run, 1000)
+    evaluation = json.loads((run / "eval.json").read_text())
+    checkpoint = run / "checkpoints" / "step_00000003" / MODEL
+    model = registry.load(checkpoint).eval()
+    collator, samples, keys = held_out(load(run / "recipe.yaml"), checkpoint, 1000)
+    one_by_one = (
+        collator.batch([s.frames], [collator.encode(s)], [key], "video", (16, 16))
+        for s, key in zip(samples, keys, strict=True)
+    )
+    for mode, loss in mode_losses(model, one_by_one).items():
+        assert evaluation["loss"][mode] == pytest.approx(loss, rel=1e-4)
+    assert evaluation["accuracy"] == judge_answers(model, collator, samples)[0]
+
+
+def test_held_out_samples_are_drawn_from_all_of_them(run: Path) -> None:
+    recipe = load(run / "recipe.yaml")
+    tokenizer = run / "checkpoints" / "step_00000003" / MODEL
+    _, samples, keys = held_out(recipe, tokenizer, 1000)
+    assert sorted(keys) == [f"{i:08d}" for i in range(NUM_SAMPLES)]
+    assert [s.row for s in samples] == [int(key) for key in keys]
+    _, _, fewer = held_out(recipe, tokenizer, 4)
+    assert fewer == keys[:4], "always the same ones"
+    _, _, others = held_out(recipe.model_copy(update={"seed": 1}), tokenizer, 1000)
+    assert others != keys and sorted(others) == sorted(keys)
+    for loaded in samples:
+        colour = loaded.sample.conversation()[1].content
+        assert abs(loaded.frames.mean((0, 1, 2)) - COLOURS[colour]).max() < 4
+
+
+def test_text_samples_are_not_judged_and_no_task_is_no_fault(tmp_path: Path) -> None:
+    turns = [
+        t.model_copy(update={"task": None}) for t in make_sample(0, "red", 1).sample.conversation()
+    ]
+    samples = [make_sample(i, "blue", 2, turns) for i in range(3)]
+    run = make_run(tmp_path, samples)
+    judge(run, 1000)
+    evaluation = json.loads((run / "eval.json").read_text())
+    assert evaluation["num_samples"] == 3
+    assert evaluation["accuracy"] == {"true": {}, "blank": {}, "shuffled": {}}
+    assert evaluation["prior"] == evaluation["num_answers"] == {}
+
+
+def test_samples_are_batched_within_bounds(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In as many batches as samples the losses stay what they are."""
+    judge(run, 1000)
+    whole = json.loads((run / "eval.json").read_text())
+    monkeypatch.setattr(module, "SAMPLES_PER_BATCH", 1)
+    monkeypatch.setattr("vlm.evaluate.questions.PIXELS_PER_BATCH", 1)
+    judge(run, 1000)
+    single = json.loads((run / "eval.json").read_text())
+    assert single["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+    assert single["accuracy"] == whole["accuracy"]
+
+
+# --- what goes wrong --------------------------------------------------------------------------
+
+
+def test_no_run_and_no_checkpoint(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no recipe\.yaml there"):
+        judge(tmp_path / "nowhere", 10)
+    (run / "metrics.jsonl").rename(run / "gone")
+    with pytest.raises(CheckpointError, match="metrics"):
+        judge(run, 10)
+    (run / "gone").rename(run / "metrics.jsonl")
+    (run / "checkpoints" / "step_00000003" / "COMPLETE").unlink()
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        judge(run, 10)
+    assert not (run / "eval.json").exists() and not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("count", [1, 0, -3])
+def test_one_sample_is_too_few(run: Path, count: int) -> None:
+    with pytest.raises(DataError, match=rf"--max-samples is {count}\).*at least 2"):
+        judge(run, count)
+
+
+def test_a_model_that_has_diverged_is_not_judged(run: Path) -> None:
+    checkpoint = run / "checkpoints" / "step_00000003"
+    model = registry.load(checkpoint / MODEL)
+    with torch.no_grad():
+        model.connector.q_init.weight.fill_(np.nan)
+    model.save_pretrained(checkpoint / MODEL)
+    complete(checkpoint)
+    with pytest.raises(CheckpointError, match="step_00000003: its held-out loss is .*nan"):
+        judge(run, 10)
+    assert not (run / "eval.json").exists()
+
+
+def test_another_tokenizer_than_the_manifest_s(run: Path) -> None:
+    checkpoint = run / "checkpoints" / "step_00000003"
+    path = checkpoint / MODEL / "chat_template.jinja"
+    path.write_text(path.read_text() + " ")
+    complete(checkpoint)
+    with pytest.raises(DataError, match="counted with another tokenizer"):
+        judge(run, 10)
