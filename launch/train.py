@@ -5,27 +5,26 @@ Checked without training: python launch/train.py --ds_config ... --recipe ... --
 """
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from vlm import config, log
 from vlm.engine import ds_config
 from vlm.engine.cpu import on_cpu, prepare_cpu
-from vlm.engine.setup import start_process
+from vlm.engine.setup import num_ranks, start_process
 from vlm.errors import command
 from vlm.train.dry_run import dry_run
 from vlm.train.loop import fit
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--ds_config", type=Path, required=True, help="a file of ds_configs/")
     parser.add_argument("--recipe", type=Path, required=True, help="a file of recipes/")
     parser.add_argument("--dry-run", action="store_true", help="show what would run, then stop")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed passes it
     parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="change recipe keys")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def main(argv: Sequence[str]) -> int | None:
@@ -40,7 +39,7 @@ def main(argv: Sequence[str]) -> int | None:
         path=args.ds_config,
         recipe_path=args.recipe,
         micro_batches=recipe.data.micro_batches,
-        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        world_size=num_ranks(),
         cpu=cpu,
     )
     if args.dry_run:

@@ -21,6 +21,7 @@ import torch
 
 from vlm import dist
 from vlm.ckpt.state import TrainState, rng_state
+from vlm.models.registry import quiet_transformers
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,10 @@ LATEST = "latest"
 MANIFEST = "manifest.json"
 TRAINER = "trainer.json"
 MODEL = "model"
+#: suffix of what is still being written
+TEMPORARY = ".tmp"
+#: DeepSpeed puts these beside every checkpoint; they unpickle, and ``model/`` makes them needless
+RECOVERY_SCRIPTS = ("zero_to_fp32.py", "zero_to_torch.py")
 
 
 def save(
@@ -46,7 +51,7 @@ def save(
         identity: what a resumed run must share: plan_id, world size, recipe, versions.
     """
     name = f"step_{state.step:08d}"
-    temporary, final = folder / f"{name}.tmp", folder / name
+    temporary, final = folder / f"{name}{TEMPORARY}", folder / name
     if dist.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -65,7 +70,9 @@ def save(
             shutil.rmtree(final)
         os.replace(temporary, final)
         replace_text(folder / LATEST, name)
-        prune(folder, keep_last)
+        prune(folder, name, keep_last)
+        for script in RECOVERY_SCRIPTS:
+            (folder / script).unlink(missing_ok=True)
         log.info("checkpoint %s", final)
     dist.barrier()
     return final
@@ -79,8 +86,9 @@ def export_model(engine: Any, tokenizer: Any, folder: Path) -> None:
     else:
         weights = model.state_dict()
     if dist.is_main():
-        model.save_pretrained(folder, state_dict=weights)
-        tokenizer.save_pretrained(folder)
+        with quiet_transformers():
+            model.save_pretrained(folder, state_dict=weights)
+            tokenizer.save_pretrained(folder)
 
 
 def rank_file(rank: int) -> str:
@@ -101,12 +109,12 @@ def sha256(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, default=str), encoding="utf-8")
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
 def replace_text(path: Path, text: str) -> None:
     """A reader sees the old text or the new one, whatever happens meanwhile."""
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(path.name + TEMPORARY)
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -128,10 +136,14 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def prune(folder: Path, keep_last: int) -> None:
-    """Removes all but the newest complete checkpoints."""
-    complete = sorted(p.parent for p in folder.glob(f"step_*/{COMPLETE}"))
-    for old in complete[:-keep_last]:
+def prune(folder: Path, newest: str, keep_last: int) -> None:
+    """Removes all but ``keep_last`` finished checkpoints up to ``newest``, and what kills left.
+
+    One after ``newest`` is of an abandoned future: it was damaged when the run resumed before it.
+    """
+    finished = sorted(p.parent for p in folder.glob(f"step_*/{COMPLETE}"))
+    kept = [p for p in finished if p.suffix != TEMPORARY and p.name <= newest][-keep_last:]
+    for old in set(folder.glob("step_*")) - set(kept):
         # the marker goes first: half a checkpoint must not look like a whole one
-        (old / COMPLETE).unlink()
+        (old / COMPLETE).unlink(missing_ok=True)
         shutil.rmtree(old)

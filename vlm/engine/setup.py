@@ -1,6 +1,7 @@
 """From a model and a recipe to a DeepSpeed engine. The only place that calls ``initialize``."""
 
 import os
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from vlm.config import Recipe
 from vlm.engine import optim
 from vlm.engine.cpu import on_cpu, prepare_cpu, safe_loading
 
-#: what a launcher would have said to a process that runs alone
+#: what a launcher says; here, to a process that runs alone, on any free port
 SINGLE_PROCESS = {
     "RANK": "0",
     "LOCAL_RANK": "0",
@@ -26,6 +27,14 @@ class Machine(NamedTuple):
     world_size: int
 
 
+def num_ranks() -> int:
+    """Ranks that the launcher started; 1 without a launcher.
+
+    RANK decides: some rented machines set WORLD_SIZE for every process.
+    """
+    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ else 1
+
+
 def start_process(cpu_threads: int) -> Machine:
     """Joins the process group that the launcher describes; one rank without a launcher."""
     cpu = on_cpu()
@@ -34,8 +43,10 @@ def start_process(cpu_threads: int) -> Machine:
         if cpu_threads:
             torch.set_num_threads(cpu_threads)
     safe_loading()
-    for name, value in SINGLE_PROCESS.items():
-        os.environ.setdefault(name, value)
+    # DeepSpeed calls collectives by their old names: two lines for every call, thousands a minute
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    if "RANK" not in os.environ:
+        os.environ.update(SINGLE_PROCESS)
     import deepspeed  # not at the top: prepare_cpu must come first
 
     deepspeed.init_distributed(dist_backend="gloo" if cpu else "nccl", verbose=False)

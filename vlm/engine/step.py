@@ -17,7 +17,8 @@ class StepResult(NamedTuple):
 
     #: mean over the step's learned tokens, by name; "loss" is what was trained on
     losses: dict[str, float]
-    grad_norm: float
+    #: before clipping; None where DeepSpeed does not measure it (stage 0 in fp32)
+    grad_norm: float | None
     num_loss_tokens: int
     #: False if DeepSpeed skipped the step because gradients were not finite
     applied: bool
@@ -40,21 +41,22 @@ def train_step(engine: Any, batches: Sequence[Batch]) -> StepResult:
         # gradients are averaged over ranks: `world` undoes it
         engine.backward(output.loss_sum * (world / tokens), scale_wrt_gas=False)
         engine.step()
+    norm = engine.get_global_grad_norm()
     totals = dist.all_reduce([float(v) for v in sums.values()], device)
     return StepResult(
         losses={name: total / tokens for name, total in zip(sums, totals, strict=True)},
-        grad_norm=float(engine.get_global_grad_norm() or 0.0),
+        grad_norm=None if norm is None else float(norm),
         num_loss_tokens=int(tokens),
         applied=engine.was_step_applied(),
     )
 
 
 @torch.no_grad()
-def eval_step(engine: Any, batches: Sequence[Batch], mode: str) -> tuple[dict[str, float], int]:
+def eval_step(engine: Any, batches: Sequence[Batch]) -> tuple[dict[str, float], int]:
     """Loss sums by name and the number of learned tokens, over this rank's micro-batches."""
     sums: dict[str, float] = {}
     for batch in batches:
-        output = engine.module(batch.to(engine.device), mode=mode, with_coarse_loss=True)
-        for name, value in output.parts.items():
+        output = engine(batch.to(engine.device), with_coarse_loss=True)
+        for name, value in {"loss": output.loss_sum, **output.parts}.items():
             sums[name] = sums.get(name, 0.0) + float(value)
     return sums, sum(b.num_loss_tokens for b in batches)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -22,14 +23,14 @@ def dry_run(recipe: Recipe, ds_config: dict[str, Any]) -> int:
     if os.environ.get("RANK", "0") != "0":
         return 0
     console = Console(file=sys.stdout, width=100, highlight=False)
-    console.print(to_yaml(recipe), markup=False)
+    console.print(to_yaml(recipe), markup=False, soft_wrap=True)
     tokenizer = data.load_tokenizer(recipe)
     console.print(_parameter_table(recipe, tokenizer))
     source = data.open_source(recipe, tokenizer, recipe.data.train, training=True)
+    data.open_source(recipe, tokenizer, recipe.data.eval, training=False)  # it must be there too
     world = recipe.data.micro_batches // ds_config["gradient_accumulation_steps"]
-    steps = iter(data.loader(source, recipe, 0, world, Position()))
-    first = next(steps)
-    steps.close()
+    with closing(data.steps(source, recipe, 0, world, Position())) as steps:
+        first = next(steps)
     console.print(_batch_table(first.batches[0]))
     samples = [sum(len(b.rows) for b in step) for step in source.plan.window(0)]
     console.print(

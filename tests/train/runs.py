@@ -1,0 +1,99 @@
+"""Whole runs on real ranks, shared by tests: those that only look at a run use the same one."""
+
+import functools
+import os
+import signal
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+
+from tests.distributed import ranks
+from tests.train import helpers
+from vlm.ckpt import save
+from vlm.config import Recipe
+from vlm.data.plan import Position
+from vlm.engine.setup import Machine
+from vlm.engine.step import StepResult, eval_step, train_step
+from vlm.errors import UserError
+from vlm.train import loop
+
+
+class Step(NamedTuple):
+    """One step as a rank saw it."""
+
+    result: StepResult
+    keys: list[list[str]]
+
+
+def machine() -> Machine:
+    group = torch.distributed
+    return Machine(torch.device("cpu"), group.get_rank(), group.get_world_size())
+
+
+def fit(recipe: Recipe, stage: int) -> list[Step]:
+    """On each rank: trains, and notes every step."""
+    steps: list[Step] = []
+
+    def noted(engine: Any, batches: Any) -> StepResult:
+        result = train_step(engine, batches)
+        steps.append(Step(result, [batch.keys for batch in batches]))
+        return result
+
+    with mock.patch.object(loop, "train_step", noted):
+        loop.fit(recipe, helpers.resolved(stage, machine().world_size), machine())
+    return steps
+
+
+def fit_until_saved(recipe: Recipe, stage: int, killed_at: int) -> None:
+    """Rank 0 is killed when all files of the checkpoint of a step are written but not published."""
+    sync_tree = save.sync_tree
+
+    def kill(folder: Path) -> None:
+        if folder.name.startswith(f"step_{killed_at:08d}"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync_tree(folder)
+
+    with mock.patch.object(save, "sync_tree", kill):
+        fit(recipe, stage)
+
+
+def refused(recipe: Recipe, stage: int) -> str:
+    """The user's mistake that keeps a run from starting."""
+    try:
+        fit(recipe, stage)
+    except UserError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def evaluate(recipe: Recipe, stage: int) -> tuple[dict[str, float], int]:
+    """Loss sums of the newest checkpoint on this rank's share of the first held-out step."""
+    run = loop.build_run(recipe, helpers.resolved(stage, machine().world_size), machine())
+    assert loop.load.resume(run.engine, run.checkpoints, run.identity) is not None
+    run.engine.eval()
+    return eval_step(run.engine, next(run.steps(run.eval, Position())).batches)
+
+
+def new_folder() -> Path:
+    """In the tiny world, which is removed at the end of the session."""
+    return Path(tempfile.mkdtemp(prefix="run-", dir=helpers.world()))
+
+
+class Run(NamedTuple):
+    recipe: Recipe
+    #: by rank
+    steps: list[list[Step]]
+
+
+@functools.cache
+def whole(stage: int, world_size: int = 2) -> Run:
+    """A run of all its steps. Look at its folder, change nothing in it."""
+    recipe = helpers.recipe(new_folder())
+    return Run(recipe, ranks(world_size).run(fit, recipe, stage))
+
+
+def checkpoint(recipe: Recipe, step: int) -> Path:
+    return recipe.output_dir / "checkpoints" / f"step_{step:08d}"

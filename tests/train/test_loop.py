@@ -1,0 +1,182 @@
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed import ranks
+from tests.train import helpers, runs
+from vlm import config
+from vlm.config import Recipe
+from vlm.data.plan import Position
+from vlm.engine import optim
+from vlm.errors import ConfigError
+from vlm.models import registry
+from vlm.train import data, loop
+from vlm.train.metrics import COLUMNS, read_rows
+
+Rows = list[dict]
+
+
+def rows(event: str, stage: int = 2) -> Rows:
+    path = runs.whole(stage).recipe.output_dir / "metrics.jsonl"
+    return [row for row in read_rows(path) if row["event"] == event]
+
+
+def column(name: str) -> list:
+    return [row[name] for row in rows("train")]
+
+
+def test_a_run_folder_is_what_the_documentation_says() -> None:
+    run = runs.whole(2)
+    folder = run.recipe.output_dir
+    names = ["checkpoints", "ds_config.json", "metrics.csv", "metrics.jsonl", "recipe.yaml"]
+    assert sorted(p.name for p in folder.iterdir()) == names
+    assert config.load(folder / "recipe.yaml") == run.recipe
+    resolved = json.loads((folder / "ds_config.json").read_text())
+    assert resolved == helpers.resolved(2, world_size=2)
+    with (folder / "metrics.csv").open(newline="") as file:
+        assert next(csv.reader(file)) == list(COLUMNS)
+
+
+def test_every_step_has_a_row_and_the_counters_grow() -> None:
+    steps = range(1, helpers.STEPS + 1)
+    assert column("step") == list(steps)
+    for name in ("samples_seen", "tokens_seen", "wall_s"):
+        assert all(a < b for a, b in zip(column(name), column(name)[1:], strict=False)), name
+    assert column("epoch") == sorted(column("epoch"))
+    assert column("epoch")[0] == 0 and column("epoch")[-1] >= 1
+    assert [row["step"] for row in rows("eval")] == [3, 6]
+
+
+def test_rows_hold_what_the_step_returned() -> None:
+    for rank in runs.whole(2).steps:
+        for row, step in zip(rows("train"), rank, strict=True):
+            assert row["loss"] == step.result.losses["loss"]
+            assert row["loss_fine"] == step.result.losses["fine"]
+            assert row["loss_coarse"] == step.result.losses["coarse"]
+            assert row["loss_ratio"] == row["loss_coarse"] / row["loss_fine"]
+            assert row["grad_norm"] == step.result.grad_norm > 0
+
+
+def test_it_learns() -> None:
+    assert column("loss")[-1] < 0.8 * column("loss")[0]
+    first, last = rows("eval")
+    assert last["eval_loss"] < first["eval_loss"]
+
+
+def test_text_is_mixed_in_as_the_recipe_says() -> None:
+    source = open_source(runs.whole(2).recipe, training=True)
+    texts = [key for key, kind in kinds(source).items() if kind == 0]
+    seen = [k for rank in runs.whole(2).steps for step in rank for keys in step.keys for k in keys]
+    found = sum(key in texts for key in seen) / len(seen)
+    assert found == pytest.approx(helpers.TEXT_FRAC, abs=0.05)
+    assert column("text_frac")[-1] == pytest.approx(found)
+    assert column("samples_seen")[-1] == len(seen)
+
+
+def open_source(recipe: Recipe, training: bool) -> data.DataSource:
+    path = recipe.data.train if training else recipe.data.eval
+    return data.open_source(recipe, data.load_tokenizer(recipe), path, training=training)
+
+
+def kinds(source: data.DataSource) -> dict[str, int]:
+    every = source.manifest.keys(range(source.manifest.num_samples))
+    return dict(zip(every, source.manifest.kind.tolist(), strict=True))
+
+
+def test_shares_and_speeds_are_sane() -> None:
+    for row in rows("train"):
+        assert 0 < row["fill_frac"] <= 1
+        assert 1 <= row["balance"] < 2
+        assert 0 <= row["data_wait_frac"] < 1
+        assert row["tokens_per_s"] > row["samples_per_s"] > 0
+
+
+def test_each_component_follows_its_own_rate() -> None:
+    recipe = runs.whole(2).recipe
+    factor = optim.schedule(recipe.optim.schedule, helpers.STEPS)
+    peaks = {"vision": 1e-3, "connector": 2e-3, "language": 3e-3}
+    for name, peak in peaks.items():
+        expected = [peak * factor(step) for step in range(helpers.STEPS)]
+        assert column(f"lr_{name}") == pytest.approx(expected)
+
+
+def test_the_held_out_loss_is_that_of_the_saved_model() -> None:
+    recipe = runs.whole(3).recipe
+    model = registry.load(runs.checkpoint(recipe, helpers.STEPS) / "model").eval()
+    steps = data.steps(open_source(recipe, training=False), recipe, 0, 1, Position())
+    batches = next(steps).batches
+    steps.close()
+    with torch.no_grad():
+        outputs = [model(batch, with_coarse_loss=True) for batch in batches]
+    tokens = sum(batch.num_loss_tokens for batch in batches)
+    row = rows("eval", stage=3)[-1]
+    assert row["eval_loss"] == pytest.approx(sum(float(o.loss_sum) for o in outputs) / tokens)
+    fine = sum(float(o.parts["fine"]) for o in outputs) / tokens
+    assert row["eval_loss_fine"] == pytest.approx(fine)
+
+
+def test_stages_train_alike() -> None:
+    """Only the order of sums differs between ZeRO-2 and ZeRO-3; it grows with every step."""
+    losses = [[row["loss"] for row in rows("train", stage)] for stage in (2, 3)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_a_finished_run_trains_nothing() -> None:
+    run = runs.whole(2)
+    before = (run.recipe.output_dir / "metrics.jsonl").read_bytes()
+    assert ranks(2).run(runs.fit, run.recipe, 2) == [[], []]
+    assert (run.recipe.output_dir / "metrics.jsonl").read_bytes() == before
+
+
+def failure(recipe: Recipe, stage: int) -> tuple[str, str]:
+    """What stops a run, and where its messages went."""
+    try:
+        runs.fit(recipe, stage)
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return "nothing", ""
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_samples() -> None:
+    rates = [f"optim.lr.{name}=1e30" for name in ("vision", "connector", "language")]
+    recipe = helpers.recipe(runs.new_folder(), *rates, "train.checkpoint_every=1")
+    plan = open_source(recipe, training=True).plan
+    ((name, message),) = ranks(1).run(failure, recipe, 2)
+    assert name == "FloatingPointError"
+    assert message.startswith("step 2: the loss is nan; samples of rank 0: ")
+    named = message.partition("rank 0: ")[2].split(", ")
+    assert len(named) == sum(len(batch.rows) for batch in plan.window(0)[1])
+    # what was saved before is still there to go on from
+    assert (runs.checkpoint(recipe, 1) / "COMPLETE").exists()
+    assert [row["step"] for row in read_rows(recipe.output_dir / "metrics.jsonl")] == [1]
+
+
+def test_stage_0_has_no_gradient_norm_and_says_so() -> None:
+    recipe = helpers.recipe(runs.new_folder(), "train.steps=1", "train.checkpoint_every=0")
+    ((step,),) = ranks(1).run(runs.fit, recipe, 0)
+    assert step.result.grad_norm is None
+    (row, _) = read_rows(recipe.output_dir / "metrics.jsonl")
+    assert row["grad_norm"] is None
+    assert math.isfinite(row["loss"])
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file/run: Not a directory"):
+        loop.make_folder(tmp_path / "file/run")
+
+
+def test_a_rate_of_zero_trains_nothing_there() -> None:
+    """Neither an error of the movement check, nor movement."""
+    recipe = helpers.recipe(runs.new_folder(), "optim.lr.vision=0", "train.steps=2")
+    ranks(1).run(runs.fit, recipe, 2)
+    start = registry.build(recipe.model, len(data.load_tokenizer(recipe)), recipe.seed)
+    end = registry.load(runs.checkpoint(recipe, 2) / "model")
+    for (name, one), other in zip(start.named_parameters(), end.parameters(), strict=True):
+        if name.startswith("vision."):
+            assert torch.equal(one, other), name
+    assert not torch.equal(start.connector.q_init.weight, end.connector.q_init.weight)
