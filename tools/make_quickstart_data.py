@@ -41,7 +41,10 @@ def make_sample(index: int, *, seed: int, split: str, output: Path) -> dict[str,
         "video": name,
         "turns": shapes.conversation(clip, rng),
         "source": "shapes",
-        "meta": {"duration_s": clip.duration_s, "num_shapes": len(clip.shapes)},
+        "meta": {
+            "duration_s": clip.duration_s,
+            "group": "one shape" if len(clip.shapes) == 1 else "two shapes",
+        },
     }
 
 
@@ -67,8 +70,8 @@ def text_sample(index: int, seed: int) -> dict[str, Any]:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--clips", type=int, default=12_000, help="training clips")
-    parser.add_argument("--eval-clips", type=int, default=400, help="held-out clips")
+    parser.add_argument("--clips", type=int, default=10_000, help="training clips")
+    parser.add_argument("--eval-clips", type=int, default=300, help="held-out clips")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     return parser.parse_args(argv)

@@ -19,8 +19,23 @@ from vlm.errors import ConfigError
 COMPONENTS = ("vision", "connector", "language")
 
 
+# YAML 1.1 wants a dot in every float; people write 1e-6
+_FLOAT = re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+")
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which 1e-6 is a number and a key set twice is an error."""
+
+    yaml_implicit_resolvers = {
+        **yaml.SafeLoader.yaml_implicit_resolvers,
+        **{
+            first: [
+                ("tag:yaml.org,2002:float", _FLOAT),
+                *yaml.SafeLoader.yaml_implicit_resolvers.get(first, []),
+            ]
+            for first in "-+0123456789"
+        },
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -31,9 +46,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 wants a dot in every float; people write 1e-6
-_FLOAT = re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+def _parse(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 class _Strict(BaseModel):
@@ -197,7 +215,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except UnicodeDecodeError:
         raise ConfigError(f"recipe {path}: is not UTF-8 text; expected YAML") from None
     try:
-        tree = yaml.load(text, Loader=_Loader)
+        tree = _parse(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"recipe {path} is not YAML: {error}") from None
     if not isinstance(tree, dict):
@@ -227,7 +245,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             where = ".".join(keys[:depth])
             raise ConfigError(f"override {override!r}: {where} is a value, it has no keys below it")
     try:
-        node[keys[-1]] = yaml.load(text, Loader=_Loader)
+        node[keys[-1]] = _parse(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
 

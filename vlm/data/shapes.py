@@ -51,7 +51,7 @@ class Clip:
     named_by: str  # "shape" or "colour": how questions tell two shapes apart
 
 
-def make_clip(rng: np.random.Generator, max_seconds: int = 16, two_frac: float = 0.2) -> Clip:
+def make_clip(rng: np.random.Generator, max_seconds: int = 16, two_frac: float = 0.12) -> Clip:
     """Draws one clip."""
     # short clips are as common as long ones on a log scale
     duration_s = int(np.exp(rng.uniform(0, np.log(max_seconds + 1))))
@@ -128,11 +128,12 @@ def _coverage(shape: Shape, x: float, y: float) -> np.ndarray:
 
 
 def conversation(clip: Clip, rng: np.random.Generator, max_turns: int = 5) -> list[dict[str, str]]:
-    """Questions and answers about a clip in random order, and last, sometimes, a caption."""
-    pairs = [pair for shape in clip.shapes for pair in _questions(clip, shape)]
-    chosen = [pairs[i] for i in rng.permutation(len(pairs))[:max_turns]]
-    if rng.random() < 0.3:
-        chosen.append(("Describe the video.", caption(clip), "caption"))
+    """Questions and answers about a clip in random order, or else its caption."""
+    if rng.random() < 0.15:
+        chosen = [("Describe the video.", caption(clip), "caption")]
+    else:
+        pairs = [pair for shape in clip.shapes for pair in _questions(clip, shape)]
+        chosen = [pairs[i] for i in rng.permutation(len(pairs))[:max_turns]]
     turns = []
     for question, answer, task in chosen:
         turns.append({"role": "user", "content": question})

@@ -71,6 +71,8 @@ def build(config: ModelConfig, vocab_size: int, seed: int) -> FoveatedModel:
             f"model.language: found model_type {language.model_type!r}, which is no causal "
             "language model; expected one such as llama"
         )
+    if config.language.config is not None and "vocab_size" not in config.language.config:
+        language.vocab_size = vocab_size  # the class's default is some other tokenizer's
     if config.language.pretrained is None or _is_meta():
         language.vocab_size = max(language.vocab_size, vocab_size)
     tower = _part(config.vision, vision, AutoModel, "vision")
