@@ -11,7 +11,7 @@ import torch
 from tests.distributed import RankError, ranks
 from tests.train import helpers, runs
 from vlm.ckpt import load
-from vlm.ckpt.save import COMPLETE, MANIFEST, describe_files, rank_file, write_json
+from vlm.ckpt.save import COMPLETE, MANIFEST, describe_files, list_files, rank_file, write_json
 from vlm.config import Recipe
 from vlm.errors import CheckpointError
 from vlm.train.metrics import read_rows
@@ -22,7 +22,7 @@ def make_checkpoint(folder: Path, step: int) -> Path:
     (path / "model").mkdir(parents=True)
     (path / "states.pt").write_bytes(bytes(range(256)) * 40)
     (path / "model/config.json").write_text("{}")
-    write_json(path / MANIFEST, describe_files(path))
+    write_json(path / MANIFEST, describe_files(path, list_files(path)))
     (path / COMPLETE).touch()
     return path
 
@@ -203,7 +203,7 @@ def doctor(path: Path, name: str, trace: Path) -> None:
     torch.save({"trap": Doctored(trace)}, path / name)
     (path / COMPLETE).unlink()
     (path / MANIFEST).unlink()
-    write_json(path / MANIFEST, describe_files(path))
+    write_json(path / MANIFEST, describe_files(path, list_files(path)))
     (path / COMPLETE).touch()
     assert load.find_fault(path) is None
 

@@ -1,5 +1,7 @@
 import os
+import re
 import time
+from unittest import mock
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from tests.distributed import ranks
 from tests.engine import engines
 from vlm.config import Recipe
 from vlm.engine import optim, setup
+from vlm.errors import ConfigError
 
 
 def test_without_a_launcher_there_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +30,22 @@ def test_a_process_that_has_started_may_start_again() -> None:
     for rank, (started, threads) in enumerate(found):
         assert started == setup.Machine(torch.device("cpu"), rank, 2)
         assert threads == 1
+
+
+def meet_nowhere() -> str:
+    failure = torch.distributed.DistNetworkError("address already in use")
+    with mock.patch("deepspeed.init_distributed", side_effect=failure):
+        try:
+            setup.start_process(1)
+        except ConfigError as error:
+            return str(error)
+    return "nothing"
+
+
+def test_a_port_in_use_is_the_users_to_change() -> None:
+    (message,) = ranks(1).run(meet_nowhere)
+    assert re.match(r"the ranks cannot meet at 127.0.0.1 port \d+: address already", message)
+    assert "--master_port" in message
 
 
 def initialize(recipe: Recipe) -> dict:

@@ -78,8 +78,9 @@ def _recipe(folder: Path) -> dict:
         "model": {
             "family": "foveated",
             "tokenizer": str(folder / "tokenizer"),
-            "vision": {"config": dict(tiny.VISION)},
-            "language": {"config": language},
+            # random numbers in training, so that a resumed run needs the right ones
+            "vision": {"config": {**tiny.VISION, "drop_path_rate": 0.2}},
+            "language": {"config": {**language, "attention_dropout": 0.1}},
             "connector": {"query_dim": 20, "coarse_weight": 0.5},
         },
         "data": {

@@ -14,8 +14,9 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -24,6 +25,9 @@ from vlm.ckpt.state import TrainState, rng_state
 from vlm.models.registry import quiet_transformers
 
 log = logging.getLogger(__name__)
+
+#: bytes and sha256 of a file
+FileInfo = dict[str, int | str]
 
 COMPLETE = "COMPLETE"
 LATEST = "latest"
@@ -59,11 +63,13 @@ def save(
     engine.save_checkpoint(str(folder), tag=temporary.name, save_latest=False)
     torch.save(rng_state(), temporary / rank_file(dist.rank()))
     export_model(engine, tokenizer, temporary / MODEL)
-    dist.barrier()
     if dist.is_main():
         trainer = {"state": dataclasses.asdict(state), "identity": identity}
         write_json(temporary / TRAINER, trainer)
-        write_json(temporary / MANIFEST, describe_files(temporary))
+    dist.barrier()
+    files = _describe_together(temporary)
+    if dist.is_main():
+        write_json(temporary / MANIFEST, files)
         (temporary / COMPLETE).touch()
         sync_tree(temporary)
         if final.exists():  # a resumed run comes by here again
@@ -95,12 +101,21 @@ def rank_file(rank: int) -> str:
     return f"rank_{rank:05d}.pt"
 
 
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file below ``folder``."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {
-        str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files
-    }
+def _describe_together(folder: Path) -> dict[str, FileInfo]:
+    """Every rank hashes its share of the files: for one alone 100 GB take minutes."""
+    names = cast(list[str], dist.broadcast_object(list_files(folder) if dist.is_main() else None))
+    parts = dist.gather_objects(describe_files(folder, names[dist.rank() :: dist.world_size()]))
+    return {name: info for part in parts for name, info in part.items()}
+
+
+def list_files(folder: Path) -> list[str]:
+    """Every file below ``folder``, relative to it."""
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileInfo]:
+    paths = {name: folder / name for name in names}
+    return {n: {"bytes": p.stat().st_size, "sha256": sha256(p)} for n, p in paths.items()}
 
 
 def sha256(path: Path) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 from vlm.config import Recipe
 from vlm.engine import optim
 from vlm.engine.cpu import on_cpu, prepare_cpu, safe_loading
+from vlm.errors import ConfigError
 
 #: what a launcher says; here, to a process that runs alone, on any free port
 SINGLE_PROCESS = {
@@ -36,7 +37,11 @@ def num_ranks() -> int:
 
 
 def start_process(cpu_threads: int) -> Machine:
-    """Joins the process group that the launcher describes; one rank without a launcher."""
+    """Joins the process group that the launcher describes; one rank without a launcher.
+
+    Raises:
+        ConfigError: the ranks do not meet.
+    """
     cpu = on_cpu()
     if cpu:
         prepare_cpu()
@@ -49,7 +54,14 @@ def start_process(cpu_threads: int) -> Machine:
         os.environ.update(SINGLE_PROCESS)
     import deepspeed  # not at the top: prepare_cpu must come first
 
-    deepspeed.init_distributed(dist_backend="gloo" if cpu else "nccl", verbose=False)
+    try:
+        deepspeed.init_distributed(dist_backend="gloo" if cpu else "nccl", verbose=False)
+    except torch.distributed.DistNetworkError as error:
+        address = f"{os.environ['MASTER_ADDR']} port {os.environ['MASTER_PORT']}"
+        raise ConfigError(
+            f"the ranks cannot meet at {address}: {error}; if another job holds the port, start "
+            "with another one (deepspeed --master_port)"
+        ) from None
     local_rank = int(os.environ["LOCAL_RANK"])
     device = torch.device("cpu") if cpu else torch.device("cuda", local_rank)
     if not cpu:
