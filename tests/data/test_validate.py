@@ -103,10 +103,13 @@ def test_keys_and_sizes_over_shards(tmp_path: Path) -> None:
     small = shards.encode_jpeg(np.zeros((8, 8, 3), np.uint8))
     members = [(n.replace("00000002", "00000009"), b) for n, b in helpers.tar_members(second)]
     helpers.write_tar(second, [(n, small if n == "00000009.000.jpg" else b) for n, b in members])
-    assert validate([first, second]).faults == [
-        Fault(str(second), "00000000", "", f"the key is also in {first}"),
-        Fault(str(second), "00000001", "", f"the key is also in {first}"),
-        Fault(str(second), "00000009", "", "frames of 8x8, most have 16x16"),
+    odd_size = ("00000009", "", "frames of 8x8, most have 16x16")
+    assert validate([first, second]).faults == [Fault(str(second), *odd_size)]
+    beside = second.rename(first.with_name("video-00001.tar"))  # now of one data set
+    assert validate([first, beside]).faults == [
+        Fault(str(beside), "00000000", "", f"the key is also in {first}"),
+        Fault(str(beside), "00000001", "", f"the key is also in {first}"),
+        Fault(str(beside), *odd_size),
     ]
 
 

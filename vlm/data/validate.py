@@ -213,11 +213,12 @@ def _body(fd: int, member: tar.Member) -> bytes:
 
 
 def _duplicate_keys(reports: list[ShardReport]) -> list[Fault]:
-    first: dict[str, Path] = {}
+    """Keys that two shards of one folder share; folders number their samples independently."""
+    first: dict[tuple[Path, str], Path] = {}
     faults = []
     for report in reports:
         for key in report.keys:
-            other = first.setdefault(key, report.path)
+            other = first.setdefault((report.path.parent, key), report.path)
             if other != report.path:
                 faults.append(Fault(str(report.path), key, "", f"the key is also in {other}"))
     return faults

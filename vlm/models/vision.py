@@ -114,17 +114,20 @@ class Projections(NamedTuple):
     value: nn.Module
     output: nn.Module
     head_dim: int
+    #: of attention probabilities, 0 outside training
+    dropout: float
 
 
 def projections(layer: Any) -> Projections:
-    """The attention's four linear maps; transformers 5.18 gave them new names."""
-    attention = layer.attention
-    if hasattr(attention, "q_proj"):
-        a = attention
-        return Projections(a.q_proj, a.k_proj, a.v_proj, a.o_proj, a.head_dim)
-    inner = attention.attention
-    head_dim = inner.attention_head_size
-    return Projections(inner.query, inner.key, inner.value, attention.output.dense, head_dim)
+    """The attention's four linear maps; transformers named them anew within version 5."""
+    outer = layer.attention
+    inner = outer if hasattr(outer, "q_proj") else outer.attention
+    dropout = inner.config.attention_probs_dropout_prob if layer.training else 0.0
+    if inner is outer:
+        maps = (inner.q_proj, inner.k_proj, inner.v_proj, inner.o_proj, inner.head_dim)
+    else:
+        maps = (inner.query, inner.key, inner.value, outer.output.dense, inner.attention_head_size)
+    return Projections(*maps, dropout)
 
 
 def _heads(x: Tensor, head_dim: int) -> Tensor:
@@ -143,7 +146,7 @@ def _patch_block(layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     query = _heads(proj.query(normed), proj.head_dim)
     key = _heads(proj.key(normed), proj.head_dim)
     value = _heads(proj.value(normed), proj.head_dim)
-    mixed = F.scaled_dot_product_attention(query, key, value)
+    mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=proj.dropout)
     mixed = proj.output(mixed.transpose(1, 2).flatten(2))
     hidden = hidden + layer.drop_path(layer.layer_scale1(mixed))
     return _mlp_residual(layer, hidden), key, value
@@ -153,7 +156,7 @@ def _query_block(layer: Any, query: Tensor, kv: KeyValue) -> Tensor:
     """The same block for one token per frame, (F, D), with the frame's keys and values."""
     proj = projections(layer)
     q = _heads(proj.query(layer.norm1(query))[:, None], proj.head_dim)
-    mixed = F.scaled_dot_product_attention(q, kv.key, kv.value)
+    mixed = F.scaled_dot_product_attention(q, kv.key, kv.value, dropout_p=proj.dropout)
     mixed = proj.output(mixed.transpose(1, 2).flatten(1))
     query = query + layer.drop_path(layer.layer_scale1(mixed))
     return _mlp_residual(layer, query)
