@@ -10,6 +10,7 @@ import atexit
 import functools
 import multiprocessing
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -34,6 +35,7 @@ class Ranks:
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         self._logs: list[Path] = []
+        self._folder: Path | None = None
 
     def run(self, function: Callable, *arguments: Any, timeout_s: float = TIMEOUT_S) -> list:
         """Calls ``function`` on all ranks at once; results in rank order.
@@ -70,7 +72,7 @@ class Ranks:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         port = free_port()
-        folder = Path(tempfile.mkdtemp(prefix="ranks-"))
+        folder = self._folder = Path(tempfile.mkdtemp(prefix="ranks-"))
         for rank in range(self.world_size):
             ours, theirs = context.Pipe()
             log = folder / f"{rank}.log"
@@ -90,7 +92,9 @@ class Ranks:
             process.join()
         for pipe in self._pipes:
             pipe.close()
-        self._processes, self._pipes = [], []
+        if self._folder is not None:
+            shutil.rmtree(self._folder)
+        self._processes, self._pipes, self._logs, self._folder = [], [], [], None
 
     def _tail(self, rank: int) -> str:
         return self._logs[rank].read_text(errors="replace")[-3000:]
