@@ -53,8 +53,8 @@ class Clip:
 
 def make_clip(rng: np.random.Generator, max_seconds: int = 16, two_frac: float = 0.12) -> Clip:
     """Draws one clip."""
-    # short clips are as common as long ones on a log scale
-    duration_s = int(np.exp(rng.uniform(0, np.log(max_seconds + 1))))
+    # four in ten last one second: still pictures teach where things are, long before motion is seen
+    duration_s = int((max_seconds + 1) ** (rng.random() ** 1.5))
     count = 2 if rng.random() < two_frac else 1
     colours = rng.permutation(list(COLOURS))[:count]
     shapes = rng.permutation(SHAPES)[:count]
