@@ -40,10 +40,7 @@ def test_rows_say_what_the_shards_hold(
     assert loaded.tokenizer_sha256 == chat.tokenizer_fingerprint(tokenizer_path)
     for row in range(len(COUNTS)):
         answer = helpers.ANSWERS[row % len(helpers.ANSWERS)]
-        text = (
-            "<|user|>What colour is the circle?<|end|>"
-            f"<|assistant|>{answer}<|end|>"
-        )
+        text = f"<|user|>What colour is the circle?<|end|><|assistant|>{answer}<|end|>"
         assert loaded.num_tokens[row] == len(tokenizer.tokenize(text))
         assert loaded.num_answer_tokens[row] == len(tokenizer.tokenize(answer)) + 1
     for name in manifest.PLANNING_COLUMNS:
