@@ -129,5 +129,7 @@ def complete(checkpoint: Path) -> None:
     """Describes a checkpoint's files anew and marks it as complete."""
     for name in (save.MANIFEST, save.COMPLETE):
         (checkpoint / name).unlink(missing_ok=True)
-    save.write_json(checkpoint / save.MANIFEST, save.describe_files(checkpoint))
+    save.write_json(
+        checkpoint / save.MANIFEST, save.describe_files(checkpoint, save.list_files(checkpoint))
+    )
     (checkpoint / save.COMPLETE).touch()
