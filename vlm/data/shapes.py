@@ -51,10 +51,10 @@ class Clip:
     named_by: str  # "shape" or "colour": how questions tell two shapes apart
 
 
-def make_clip(rng: np.random.Generator, max_seconds: int = 16, two_frac: float = 0.12) -> Clip:
+def make_clip(rng: np.random.Generator, max_seconds: int = 16, two_frac: float = 0.15) -> Clip:
     """Draws one clip."""
-    # four in ten last one second: still pictures teach where things are, long before motion is seen
-    duration_s = int((max_seconds + 1) ** (rng.random() ** 1.5))
+    # short clips are as common as long ones on a log scale
+    duration_s = int(np.exp(rng.uniform(0, np.log(max_seconds + 1))))
     count = 2 if rng.random() < two_frac else 1
     colours = rng.permutation(list(COLOURS))[:count]
     shapes = rng.permutation(SHAPES)[:count]
@@ -128,16 +128,18 @@ def _coverage(shape: Shape, x: float, y: float) -> np.ndarray:
 
 
 def conversation(clip: Clip, rng: np.random.Generator, max_turns: int = 5) -> list[dict[str, str]]:
-    """Questions and answers about a clip in random order, or else its caption."""
-    if rng.random() < 0.15:
-        chosen = [("Describe the video.", caption(clip), "caption")]
-    else:
-        pairs = [pair for shape in clip.shapes for pair in _questions(clip, shape)]
-        chosen = [pairs[i] for i in rng.permutation(len(pairs))[:max_turns]]
+    """Questions and answers about a clip in random order, and last, sometimes, a caption.
+
+    A caption gives answers away, so nothing comes after it; it has no task and is not judged.
+    """
+    pairs = [pair for shape in clip.shapes for pair in _questions(clip, shape)]
     turns = []
-    for question, answer, task in chosen:
+    for question, answer, task in (pairs[i] for i in rng.permutation(len(pairs))[:max_turns]):
         turns.append({"role": "user", "content": question})
         turns.append({"role": "assistant", "content": answer, "task": task})
+    if rng.random() < 0.3:
+        turns.append({"role": "user", "content": "Describe the video."})
+        turns.append({"role": "assistant", "content": caption(clip)})
     return turns
 
 
