@@ -24,7 +24,7 @@ def make(index: int, **options: float) -> tuple[Clip, np.ndarray, list[tuple[str
     frames = np.stack(list(shapes.render(clip, rng)))
     turns = shapes.conversation(clip, rng)
     pairs = [
-        (asked["content"], told["content"], told["task"])
+        (asked["content"], told["content"], told.get("task", "caption"))
         for asked, told in zip(turns[::2], turns[1::2], strict=True)
     ]
     return clip, frames, pairs
