@@ -71,7 +71,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=10_000, help="training clips")
-    parser.add_argument("--eval-clips", type=int, default=300, help="held-out clips")
+    parser.add_argument("--eval-clips", type=int, default=400, help="held-out clips")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     return parser.parse_args(argv)
