@@ -17,7 +17,7 @@ from tests.evaluate.report_samples import (
     report,
     train_rows,
 )
-from vlm.evaluate.report import MAX_TEXT, Answered, Clip, clean_text, wilson
+from vlm.evaluate.report import Answered, Clip, wilson
 
 
 def test_the_page_holds_the_numbers(tmp_path: Path) -> None:
@@ -88,9 +88,6 @@ def test_hostile_texts_are_shown_as_they_are(tmp_path: Path) -> None:
 
 
 def test_texts_are_bounded_and_printable(tmp_path: Path) -> None:
-    assert clean_text("a\x00b\x1b[31m\ud800") == "a\ufffdb\ufffd[31m\ufffd"
-    assert clean_text("two\n\tlines") == "two lines"
-    assert len(clean_text("x" * 10**6)) == MAX_TEXT + 1
     odd = Clip(key="\ud800\x00" + "k" * 10**6, frames=[], questions=[])
     page = Page(report(clips=[odd], title="\ud800"), tmp_path)
     assert "\ufffd\ufffdkkk" in page.text

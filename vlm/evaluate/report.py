@@ -6,26 +6,21 @@ all of them. Not here: measuring (``vlm.evaluate``) and drawing (``report_curves
 ``report_charts``, ``report_images``).
 """
 
-import base64
-import hashlib
 import math
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
+from vlm import page
 from vlm.evaluate.report_charts import short
 from vlm.evaluate.report_curves import curves, number
-from vlm.evaluate.report_images import frame_uri, heat_uri, peak
+from vlm.evaluate.report_images import heat_uri, peak
 
 #: what all frames together may take in the page, in bytes
 FRAMES_BYTES = 2_000_000
-#: a longer text from a shard or a model is cut here
-MAX_TEXT = 500
 CONTROLS = ("blank", "shuffled", "prior")
 
 
@@ -92,19 +87,8 @@ class _Frame:
 
 def write_report(path: Path, report: ReportData) -> None:
     """Writes the page; it stays below about 3 MB with a dozen clips of 16 frames."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("vlm.evaluate"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": _number_text,
-        "percent": _percent_text,
-        "text": clean_text,
-        "csp_hash": _csp_hash,
-    }
+    environment = page.environment("vlm.evaluate")
+    environment.filters |= {"number": _number_text, "percent": _percent_text}
     scores = _scores(report.evaluation)
     losses = report.evaluation.get("loss") or {}
     html = environment.get_template("report.html.j2").render(
@@ -120,27 +104,12 @@ def write_report(path: Path, report: ReportData) -> None:
     path.write_text(html, encoding="utf-8", newline="\n")
 
 
-def clean_text(value: object) -> str:
-    """A value from outside as text that can be shown: no control characters, not endless."""
-    text = str(value)
-    cut = text[:MAX_TEXT] + "\N{HORIZONTAL ELLIPSIS}" if len(text) > MAX_TEXT else text
-    # Cc: control characters. Cs: halves of a pair, which JSON may hold and UTF-8 may not.
-    return "".join(
-        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cs") else c
-        for c in " ".join(cut.split())
-    )
-
-
 def _number_text(value: float | None) -> str:
     return "\N{EN DASH}" if value is None else short(value)
 
 
 def _percent_text(value: float | None) -> str:
     return "\N{EN DASH}" if value is None else f"{100 * value:.1f}%"
-
-
-def _csp_hash(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _scores(evaluation: Mapping[str, Any]) -> list[_TaskScore]:
@@ -195,7 +164,7 @@ def _strip(element_id: str, clip: Clip, max_bytes: int) -> list[_Frame]:
                 index=index,
                 width=frame.shape[1],
                 height=frame.shape[0],
-                uri=frame_uri(frame, max_bytes),
+                uri=page.frame_uri(frame, max_bytes),
                 heat=heat_uri(seen) if has_heat else None,
                 peak=peak(seen) if has_heat else 0.0,
             )

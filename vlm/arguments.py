@@ -1,0 +1,44 @@
+"""Arguments and progress bars that scripts share. Not here: what one script alone asks for."""
+
+import argparse
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+#: called with (done, in all)
+Advance = Callable[[int, int], None]
+
+
+def positive(text: str) -> int:
+    """An argument that is a whole number above 0."""
+    if not (text.isascii() and text.isdecimal()) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
+    return int(text)
+
+
+def add_shards(parser: argparse.ArgumentParser) -> None:
+    """PATH ..., for ``shards.find_shards``."""
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="a tar or a folder")
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers", type=positive, default=os.cpu_count() or 1, help="processes (default: cores)"
+    )
+
+
+def add_tokenizer(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    parser.add_argument("--tokenizer", required=required, help="folder or Hugging Face id")
+    parser.add_argument("--image-token", default="<|image|>")
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Advance]:
+    """A bar on stderr while the ``with`` block runs."""
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
