@@ -1,4 +1,4 @@
-"""What HTML pages about data and runs share: a strict template engine and texts and frames fit to be shown.
+"""What HTML pages about data and runs share: templates, and texts and frames fit to be shown.
 
 A page needs nothing but itself: its Content-Security-Policy forbids every request, and every
 script but those whose hash it names. Names and texts come from shards, so templates escape all of

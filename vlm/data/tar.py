@@ -29,6 +29,8 @@ _NO_DATA = {
 }
 _LONG_NAMES = {b"L", b"K"}
 _PAX = {b"x", b"g"}
+#: types whose body says something about the member that follows
+EXTENDED = _LONG_NAMES | _PAX
 _KNOWN = {b"0", b"\0", *_NO_DATA, *_PAX}
 _NUL = b"\0"
 _PAX_HARMLESS = {b"mtime", b"atime", b"ctime", b"uname", b"gname", b"uid", b"gid", b"comment"}
@@ -57,7 +59,9 @@ def padded(size: int) -> int:
     return (size + BLOCK - 1) // BLOCK * BLOCK
 
 
-def walk(read: Read, total: int, where: str, whole: bool = True) -> Iterator[Member]:
+def walk(
+    read: Read, total: int, where: str, whole: bool = True, begin: int = 0
+) -> Iterator[Member]:
     """Yields every member of the tar in bytes [0, ``total``).
 
     Args:
@@ -66,11 +70,12 @@ def walk(read: Read, total: int, where: str, whole: bool = True) -> Iterator[Mem
         where: Its name, for errors.
         whole: It is a file, which ends in two blocks of zeros; else a range of one, which ends
             with its last member.
+        begin: Where its first header is.
 
     Raises:
         DataError: not a tar, truncated, a damaged header, or a header no shard needs.
     """
-    position = start = 0
+    position = start = begin
     while position < total or whole:
         header = read(position, BLOCK)
         if len(header) < BLOCK:
@@ -125,6 +130,18 @@ def _parse(header: bytes | memoryview, where: str, position: int) -> tuple[str, 
             f"{where} at byte {position}: member {name!r} has type {flag!r}; expected regular files"
         )
     return name, size, flag
+
+
+def probe(header: bytes | memoryview) -> tuple[bytes, int] | None:
+    """(type flag, size) of a block that is a header by its checksum; its size may be damaged and
+    is -1 then. None for any other block."""
+    if len(header) < BLOCK:
+        return None
+    _, raw_size, raw_sum, flag, _, _ = _HEADER.unpack(header)
+    if not _checksum_fits(header, raw_sum):
+        return None
+    digits = raw_size.strip(b" \0") or b"0"
+    return flag, int(digits, 8) if digits.isdigit() and not set(digits) & set(b"89") else -1
 
 
 def _checksum_fits(header: bytes | memoryview, raw_sum: bytes) -> bool:
