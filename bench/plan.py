@@ -29,6 +29,7 @@ def synthetic_rows(num_samples: int, seed: int) -> Rows:
         kind=np.where(is_text, 0, 2).astype(np.uint32),
         shard=(np.arange(num_samples) // SAMPLES_PER_SHARD).astype(np.uint32),
         num_loss_tokens=(tokens // 2).astype(np.uint32),
+        first_rows=np.array([0, num_samples]),
     )
 
 

@@ -23,6 +23,8 @@ PURE = {
     "vlm.data.pack",
     "vlm.data.plan",
     "vlm.data.policy",
+    "vlm.data.position",
+    "vlm.data.spare",
     "vlm.data.stream",
 }
 

@@ -22,6 +22,7 @@ def make_rows(
         kind=kind.astype(np.uint32),
         shard=np.sort(rng.integers(0, shards, num_rows)).astype(np.uint32),
         num_loss_tokens=(tokens // 2).astype(np.uint32),
+        first_rows=np.array([0, num_rows]),
     )
 
 

@@ -140,7 +140,7 @@ def test_ranks_together_read_the_plan_and_each_its_share(
     data: Manifest, collator: Collator, world_size: int, batching: str
 ) -> None:
     plan = make_plan(data, batching=batching)
-    expected = [step for _, step in itertools.islice(plan.steps(), NUM_STEPS)]
+    expected = [planned.step for planned in itertools.islice(plan.steps(), NUM_STEPS)]
     ranks = [
         take(make_loader(data, collator, rank=rank, world_size=world_size, batching=batching))
         for rank in range(world_size)
@@ -264,7 +264,7 @@ def test_an_error_comes_out_at_its_own_step_with_shard_and_key(
     build(tmp_path, tokenizer_path)
     data = manifest.load(tmp_path / "m.parquet")
     plan = make_plan(data)
-    steps = [step for _, step in itertools.islice(plan.steps(), 3)]
+    steps = [planned.step for planned in itertools.islice(plan.steps(), 3)]
     row = next(int(r) for micro in steps[2] for r in micro.rows if COUNTS[r])
     assert all(row not in micro.rows for step in steps[:2] for micro in step)
     path = data.shards[data.shard[row]].path
@@ -311,7 +311,7 @@ def test_it_reads_ahead_but_not_without_end(
     read_rows: list[int] = []
     read = Reader.read
     monkeypatch.setattr(Reader, "read", lambda self, row: read_rows.append(row) or read(self, row))
-    plan = [step for _, step in itertools.islice(make_plan(data).steps(), 4)]
+    plan = [planned.step for planned in itertools.islice(make_plan(data).steps(), 4)]
     expected = sum(len(micro.rows) for step in plan for micro in step)
     with closing(iter(make_loader(data, collator, prefetch=8))) as steps:  # type: ignore[type-var]
         next(steps)

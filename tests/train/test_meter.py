@@ -35,6 +35,7 @@ def make_step(*tokens: int, num_text: int = 0) -> Step:
     return tuple(
         MicroBatch(
             rows=np.arange(2),
+            epochs=np.zeros(2, np.int64),
             kind="video",
             num_tokens=n,
             num_frames=0,

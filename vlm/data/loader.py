@@ -163,26 +163,24 @@ class Loader:
 
         with ThreadPoolExecutor(self._config.decode_threads, "decode") as pool:
             try:
-                for next_position, step in self._plan.steps(self._position):
+                for planned in self._plan.steps(self._position):
                     if stop.is_set():
                         return
-                    put(self._load(next_position, step, pool))
+                    put(self._load(planned, pool))
             except BaseException as error:
                 put(error)
 
-    def _load(
-        self, next_position: Position, step: plan.Step, pool: ThreadPoolExecutor
-    ) -> LoadedStep:
-        window = next_position.window - (next_position.step == 0)
-        epoch = self._plan.epoch(window)
+    def _load(self, planned: plan.Planned, pool: ThreadPoolExecutor) -> LoadedStep:
+        step = planned.step
         mine = plan.assign([batch.cost for batch in step], self._world_size)[self._rank]
-        batches = [self._load_batch(step[index], epoch, pool) for index in mine]
-        return LoadedStep(next_position, epoch, batches, step)
+        batches = [self._load_batch(step[index], pool) for index in mine]
+        return LoadedStep(planned.next, planned.epoch, batches, step)
 
-    def _load_batch(self, micro: MicroBatch, epoch: int, pool: ThreadPoolExecutor) -> Batch:
+    def _load_batch(self, micro: MicroBatch, pool: ThreadPoolExecutor) -> Batch:
         rows = micro.rows.tolist()
         loaded = list(pool.map(self._reader.read, rows))
-        frames = [self._collator.frames(one, epoch) for one in loaded]
+        epochs = micro.epochs.tolist()
+        frames = [self._collator.frames(*one) for one in zip(loaded, epochs, strict=True)]
         encoded = [self._encode(one) for one in loaded]
         keys = self._manifest.keys(rows)
         return self._collator.batch(frames, encoded, keys, micro.kind, self._blank)

@@ -18,11 +18,13 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 
-from vlm.data import bucket, pack
+from vlm.data import bucket, pack, spare
 from vlm.data.policy import KINDS, Policy, Rows, check
+from vlm.data.position import Position
 from vlm.data.stream import MIX, ORDER, SAMPLE, Stream, permutation, philox
 from vlm.errors import CheckpointError, ConfigError, DataError
 
@@ -33,8 +35,10 @@ _CACHED_WINDOWS = 2
 
 @dataclass(frozen=True, eq=False, slots=True)
 class MicroBatch:
-    #: (S,) int64 rows of the manifest, in the order in which they are batched
+    #: (S,) int64 rows of the catalog, in the order in which they are batched
     rows: np.ndarray
+    #: (S,) int64 how often each row was shown before: what random numbers of a sample go by
+    epochs: np.ndarray
     #: the richest kind among its samples, of ``KINDS``; "text" means that there is no frame
     kind: str
     #: without padding, placeholders of frames included
@@ -49,12 +53,14 @@ class MicroBatch:
 Step = tuple[MicroBatch, ...]
 
 
-@dataclass(frozen=True)
-class Position:
-    """Where the next step lies: all the state that resuming needs."""
+class Planned(NamedTuple):
+    """A global step and where it lies."""
 
-    window: int = 0
-    step: int = 0
+    at: Position
+    #: where the step after it lies
+    next: Position
+    epoch: int
+    step: Step
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,9 @@ class Plan:
         if self._text is not None:
             share = Fraction(str(policy.text_frac))  # the decimal number that the recipe holds
             self._text_per_main = share / (1 - share)
+        self._chosen = self._main.chosen
+        if self._text is not None:
+            self._chosen = self._chosen | self._text.chosen
         self._cache: dict[int, list[Step]] = {}
         self._check()
 
@@ -110,8 +119,8 @@ class Plan:
     def steps_in_window(self, index: int) -> int:
         return len(self.window(index))
 
-    def steps(self, position: Position | None = None) -> Iterator[tuple[Position, Step]]:
-        """Yields steps without end from ``position`` on, each with the position of the next."""
+    def steps(self, position: Position | None = None) -> Iterator[Planned]:
+        """Yields steps without end from ``position`` on."""
         at = position or Position()
         while True:
             steps = self.window(at.window)
@@ -120,17 +129,29 @@ class Plan:
                     f"data position: step {at.step} of window {at.window}, which has "
                     f"{len(steps)} steps; the position belongs to another plan"
                 )
+            epoch = self.epoch(at.window)
             for i in range(at.step, len(steps)):
                 last = i + 1 == len(steps)
-                yield Position(at.window + 1) if last else Position(at.window, i + 1), steps[i]
-            at = Position(at.window + 1)
+                window, step = (at.window + 1, 0) if last else (at.window, i + 1)
+                following = Position(window, step, at.global_step + 1)
+                yield Planned(at, following, epoch, steps[i])
+                at = following
 
     def seek(self, global_step: int) -> Position:
         """Where a step lies. Plans every window before it; a kept ``Position`` needs none."""
         index, left = 0, global_step
         while left >= (count := self.steps_in_window(index)):
             index, left = index + 1, left - count
-        return Position(index, left)
+        return Position(index, left, global_step)
+
+    def question_first(self, row: int, epoch: int) -> bool:
+        """Whether a sample's question stands before its frames; ``epoch`` of its MicroBatch."""
+        return False
+
+    def substitutes(self, row: int, epoch: int) -> Iterator[int]:
+        """Rows that may stand in for a bad one, best first; the same on every rank."""
+        per_frame, seed = self.policy.tokens_per_frame, self.policy.seed
+        return spare.substitutes(self.rows, self._chosen, per_frame, seed, epoch, row)
 
     def _plan_window(self, index: int) -> list[Step]:
         policy = self.policy
@@ -153,7 +174,8 @@ class Plan:
                 f"data.budget={policy.budget:g} without an empty one; raise data.budget to twice "
                 "the cost of a common sample, or lower data.micro_batches"
             )
-        batches = self._micro_batches(rows, lengths, frames, kinds, cut)
+        epochs = np.full(len(rows), epoch)
+        batches = self._micro_batches(rows, epochs, lengths, frames, kinds, cut)
         if policy.batching == "bucketed":
             key = philox(policy.seed, ORDER, epoch, block)
             batches = [batches[i] for i in _spread(key, [b.kind == "text" for b in batches])]
@@ -176,6 +198,7 @@ class Plan:
     def _micro_batches(
         self,
         rows: np.ndarray,
+        epochs: np.ndarray,
         lengths: np.ndarray,
         frames: np.ndarray,
         kinds: np.ndarray,
@@ -192,16 +215,15 @@ class Plan:
             padded = sizes * np.maximum.reduceat(lengths[order], starts)
         costs = padded + self.policy.frame_cost * sums
         columns = (a.tolist() for a in (starts, edges[1:], richest, tokens, sums, texts, costs))
-        own = rows[order]
+        own, shown = rows[order], epochs[order]
         return [
-            MicroBatch(own[start:stop], KINDS[kind], *values)
+            MicroBatch(own[start:stop], shown[start:stop], KINDS[kind], *values)
             for start, stop, kind, *values in zip(*columns, strict=True)
         ]
 
     def _check(self) -> None:
         policy = self.policy
-        chosen = np.ones(len(self.rows), bool) if self._text is not None else self._main.chosen
-        num_light = check(self.rows, chosen, policy)
+        num_light = check(self.rows, self._chosen, policy)
         smallest = min(self._main.num_rows, self._main.block_size)
         smallest += self._num_text(smallest)
         if smallest < policy.micro_batches:

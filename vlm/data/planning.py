@@ -50,12 +50,13 @@ def rows_from_manifest(manifest: Manifest, loss_on: Literal["answers", "all"]) -
         kind=manifest.kind,
         shard=manifest.shard,
         num_loss_tokens=manifest.num_answer_tokens if answers_only else manifest.num_tokens,
+        first_rows=np.array([0, manifest.num_samples]),
     )
 
 
 def describe(plan: Plan, manifest: Manifest, world_size: int, num_steps: int) -> dict[str, Any]:
     """The first steps of a plan: what each rank would run, and how full and even that is."""
-    steps = [step for _, step in itertools.islice(plan.steps(), num_steps)]
+    steps = [planned.step for planned in itertools.islice(plan.steps(), num_steps)]
     found = summary(steps, plan.policy, world_size)
     return {
         "plan_id": plan.plan_id,

@@ -49,6 +49,13 @@ class Rows:
     shard: np.ndarray
     #: text tokens with a label
     num_loss_tokens: np.ndarray
+    #: (K+1,) first row of each source, and the number of rows
+    first_rows: np.ndarray
+
+    def source_range(self, row: int) -> tuple[int, int]:
+        """The first row of a row's source, and the one after its last."""
+        index = int(np.searchsorted(self.first_rows, row, "right"))
+        return int(self.first_rows[index - 1]), int(self.first_rows[index])
 
     def __len__(self) -> int:
         return len(self.kind)

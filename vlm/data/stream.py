@@ -10,7 +10,7 @@ numpy changes. Not here: what becomes of the rows (``vlm.data.plan``).
 import numpy as np
 
 #: What random numbers are for: the second word of Philox' key. Text streams add one.
-SHARDS, ROWS, MIX, ORDER, SAMPLE = 0, 2, 4, 5, 6
+SHARDS, ROWS, MIX, ORDER, SAMPLE, SPARE = 0, 2, 4, 5, 6, 7
 
 
 def philox(seed: int, purpose: int, epoch: int, index: int) -> np.random.Philox:

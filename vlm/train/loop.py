@@ -134,7 +134,7 @@ def identify(
 
 def _train(run: Run, state: TrainState, metrics: MetricLog, progress: Progress) -> None:
     recipe, machine, last = run.recipe, run.machine, run.recipe.train.steps
-    position = Position(state.window, state.window_step)
+    position = Position(state.window, state.window_step, state.step)
     movement = MovementCheck(run.engine.module, _trained(recipe), machine.device)
     meter = Meter(run.train.plan.policy, machine.world_size)
     run.engine.train()
