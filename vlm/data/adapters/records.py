@@ -21,6 +21,8 @@ from vlm.errors import DataError
 MAX_LINE_BYTES = 64 << 20
 BAD_ROW = "unreadable record"
 _ROWS = 1024
+#: of tables that hold images
+_IMAGE_ROWS = 16
 
 
 class Record(NamedTuple):
@@ -44,11 +46,14 @@ def find(root: Path, *patterns: str) -> list[Path]:
     return sorted(found)
 
 
-def read(path: Path, columns: Sequence[str] | None = None) -> Iterator[Record | Failure]:
+def read(
+    path: Path, columns: Sequence[str] | None = None, key: str | None = None
+) -> Iterator[Record | Failure]:
     """The records of a .jsonl, .json, .csv, .tsv or .parquet file.
 
     Args:
         columns: The only ones wanted of a Parquet file; those that are not there are left out.
+        key: Of the array, where a .json file holds an object.
 
     Raises:
         DataError: the file cannot be read, or is of another kind.
@@ -58,7 +63,7 @@ def read(path: Path, columns: Sequence[str] | None = None) -> Iterator[Record | 
             case ".jsonl" | ".ndjson":
                 yield from _json_lines(path)
             case ".json":
-                for row, item in enumerate(json_items(path)):
+                for row, item in enumerate(json_items(path, key)):
                     yield _record(f"{path.name}, item {row + 1}", row, item)
             case ".csv":
                 yield from _csv_rows(path, ",")
@@ -99,10 +104,15 @@ def _refuse(constant: str) -> None:
 
 
 def _record(where: str, row: int, fields: Any) -> Record | Failure:
-    if isinstance(fields, dict):
-        return Record(where, row, fields)
-    found = type(fields).__name__
-    return Failure(reason=BAD_ROW, error=f"{where}: found {found}; expected an object")
+    if not isinstance(fields, dict):
+        found = type(fields).__name__
+        return Failure(reason=BAD_ROW, error=f"{where}: found {found}; expected an object")
+    try:
+        # lone surrogates: escaped in JSON, or what stands for bytes that are no UTF-8
+        json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return Failure(reason=BAD_ROW, error=f"{where}: not UTF-8")
+    return Record(where, row, fields)
 
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[Record | Failure]:
@@ -121,7 +131,7 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[Record | Failure]:
                 if None in fields or None in fields.values():
                     yield Failure(reason=BAD_ROW, error=f"{where}: another number of columns")
                 else:
-                    yield Record(where, row, dict(fields))
+                    yield _record(where, row, dict(fields))
             row += 1
 
 
@@ -129,8 +139,26 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[Record 
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
         wanted = names if columns is None else [name for name in columns if name in names]
+        binary = any("binary" in str(file.schema_arrow.field(name).type) for name in wanted)
         row = 0
-        for batch in file.iter_batches(_ROWS, columns=wanted):
-            for fields in batch.to_pylist():
-                yield Record(f"{path.name}, row {row}", row, fields)
+        for batch in file.iter_batches(_IMAGE_ROWS if binary else _ROWS, columns=wanted):
+            for fields in _rows(batch):
+                where = f"{path.name}, row {row}"
+                if fields is None:
+                    yield Failure(reason=BAD_ROW, error=f"{where}: not UTF-8")
+                else:
+                    yield Record(where, row, fields)
                 row += 1
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | None]:
+    """The rows of a batch; None instead of one with text that is not UTF-8."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for i in range(batch.num_rows):
+            try:
+                (row,) = batch.slice(i, 1).to_pylist()
+            except UnicodeDecodeError:
+                row = None
+            yield row
