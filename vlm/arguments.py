@@ -36,6 +36,12 @@ def add_tokenizer(parser: argparse.ArgumentParser, required: bool = False) -> No
     parser.add_argument("--image-token", default="<|image|>")
 
 
+def add_rename(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rename", action="store_true", help="number the samples anew instead of refusing doubles"
+    )
+
+
 @contextmanager
 def progress(what: str) -> Iterator[Advance]:
     """A bar on stderr while the ``with`` block runs."""
