@@ -123,6 +123,22 @@ class AugmentConfig(_Strict):
     brightness: float = Field(0.0, ge=0, lt=1)
 
 
+class StorageConfig(_Strict):
+    """How shards are reached: how long they are waited for, what is kept of remote ones."""
+
+    #: where ranges of remote shards are kept; all ranks of a host share it
+    cache_dir: Path = Path("~/.cache/saccade/shards")
+    cache_gb: float = Field(50.0, gt=0)
+    #: ranges of remote shards asked for ahead of their turn, by each rank
+    read_ahead_mb: float = Field(256.0, gt=0)
+    #: requests at a time of each rank
+    connections: int = Field(8, gt=0)
+    #: until a request must begin to answer, and then go on
+    timeout_s: float = Field(60.0, gt=0)
+    #: a shard that cannot be reached is tried again so long, then the run fails
+    give_up_s: float = Field(900.0, gt=0)
+
+
 class DataConfig(_Strict):
     train: Path
     eval: Path
@@ -144,6 +160,9 @@ class DataConfig(_Strict):
     decode_threads: int = Field(2, gt=0)
     #: micro-batches prepared ahead
     prefetch: int = Field(4, gt=0)
+    #: share of samples that may be bad and replaced before the run stops
+    max_bad_frac: float = Field(0.001, ge=0, le=1)
+    storage: StorageConfig = StorageConfig()
 
 
 class ScheduleConfig(_Strict):
