@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.data import helpers
 from tests.data.conftest import IMAGE_TOKEN
 from vlm.data import chat, manifest, shards
+from vlm.data.layout import read_content
 from vlm.errors import ConfigError, DataError
 
 COUNTS = [3, 8, 0, 1, 64, 0, 5, 2, 4, 7]
@@ -54,12 +55,13 @@ def test_one_read_gets_a_sample(built: Path) -> None:
         shard = loaded.shards[loaded.shard[row]]
         with shard.path.open("rb") as file:
             buffer = os.pread(file.fileno(), int(loaded.length[row]), int(loaded.offset[row]))
-        sample, frames = shards.read_sample(buffer, loaded.where(row))
-        assert (sample.frame_count, len(frames)) == (count, count)
-        assert sample.meta["id"] == f"clip-{row}"
+        content = read_content(shards.read_members(buffer, "here"), "here")
+        assert (content.sample.frame_count, len(content.images)) == (count, count)
+        assert content.sample.meta["id"] == f"clip-{row}"
         bodies = [b for name, b in helpers.tar_members(shard.path) if f"{row:08d}." in name]
         expected = hashlib.blake2b(b"".join(bodies), digest_size=16).digest()
         assert table["content_hash"][row].as_py() == expected
+        assert loaded.content_hash([row, 0])[0] == expected
     assert loaded.offset.dtype == loaded.length.dtype == np.uint64
 
 
@@ -72,7 +74,9 @@ def test_shard_table(built: Path) -> None:
         assert info.sha256 == hashlib.sha256(info.path.read_bytes()).hexdigest()
     header = json.loads(pq.read_schema(built).metadata[b"saccade"])
     assert header["shards"][0]["path"] == "shards/video-00000.tar"
-    assert sorted(header) == ["fingerprint", "shards", "tokenizer", "version"]
+    assert header["vision"] == {"size": None, "fps": 1.0, "max_frames": 64}
+    assert header["sources"] == [{"name": "test", "num_samples": 10, "licences": []}]
+    assert header["forms"] == {"turns": 10}
 
 
 def test_the_file_does_not_depend_on_workers_or_place(
@@ -94,7 +98,8 @@ def test_the_file_does_not_depend_on_workers_or_place(
     assert summary.num_samples == len(COUNTS)
     assert summary.num_frames == sum(COUNTS)
     assert summary.rejected == []
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.parquet", "shards"]
+    names = ["m.parquet", "m.parquet.parts", "shards"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
 
 
 def test_the_fingerprint_follows_content_and_order(tokenizer_path: Path, tmp_path: Path) -> None:
@@ -140,15 +145,16 @@ def test_many_bad_samples_stop_the_build(tokenizer_path: Path, tmp_path: Path) -
     output = tmp_path / "m.parquet"
     with pytest.raises(DataError, match=r"1 of 20 samples.*key 00000003.*frame_count is 1"):
         manifest.build([path], str(tokenizer_path), IMAGE_TOKEN, output)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name]
+    assert not output.exists()
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize(
     ("members", "fault"),
     [
         ([], "it is empty"),
-        ([("0.jpg", b"x"), ("0.txt", b"a cat"), ("0.json", b'{"uid": 1}')], "no usable sample"),
-        ([("0.jpg", b"x"), ("0.txt", b"a cat")], "no member 0.json"),
+        ([("0.jpg", b"x"), ("0.txt", b"a cat"), ("0.json", b'{"uid": 1}')], "not a JPEG"),
+        ([("0.jpg", b"x")], "nothing to learn"),
         ([("0.json", b"{}"), ("0.pyd", b"x")], "0.pyd"),
     ],
 )

@@ -1,5 +1,7 @@
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,17 +9,18 @@ import pytest
 from tests.data import helpers
 from tests.data.conftest import IMAGE_TOKEN
 from vlm.data import shards
-from vlm.data.rows import ShardRows, Task, index_shard
+from vlm.data.rows import Options, ShardRows, index_shard
 from vlm.data.schema import Sample, Turn
 from vlm.errors import DataError
 
-Index = Callable[[Path], ShardRows]
+Index = Callable[..., ShardRows]
 
 
 @pytest.fixture
 def index(tokenizer_path: Path) -> Index:
-    def run(path: Path) -> ShardRows:
-        return index_shard(Task(7, path, str(tokenizer_path), IMAGE_TOKEN))
+    def run(path: Path, **options: Any) -> ShardRows:
+        with shards.open_shard(path) as shard:
+            return index_shard(shard, path, Options(str(tokenizer_path), IMAGE_TOKEN, **options))
 
     return run
 
@@ -30,11 +33,11 @@ def test_rows_follow_the_file(index: Index, tmp_path: Path) -> None:
     assert table["key"] == [sample.key for sample in found]
     assert table["offset"] == [sample.offset for sample in found]
     assert table["length"] == [sample.length for sample in found]
-    assert table["shard"] == [7] * 3
     assert table["num_frames"] == [3, 0, 1]
     assert table["source"] == ["test"] * 3
     assert len(set(table["content_hash"])) == 3
-    assert rows.bytes == path.stat().st_size
+    assert rows.num_bytes == path.stat().st_size
+    assert rows.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_the_content_hash_follows_every_member(index: Index, tmp_path: Path) -> None:
@@ -48,8 +51,8 @@ def test_the_content_hash_follows_every_member(index: Index, tmp_path: Path) -> 
 
 
 def write(path: Path, question: str, num_frames: int) -> Path:
-    """A good text sample, then one with this question."""
-    bad = Sample(
+    """A good text sample, then one with this question, good or not."""
+    bad = Sample.model_construct(
         version=1,
         kind="video" if num_frames else "text",
         source="test",
@@ -67,8 +70,8 @@ def write(path: Path, question: str, num_frames: int) -> Path:
     ("question", "num_frames", "fault"),
     [
         ("<|end|>", 1, "special token"),
-        ("<image><image>", 3, "2 <image> mark"),
-        ("<video>", 0, "1 <video> mark"),
+        ("<image><image>", 3, "0 <video> and 2 <image> marks"),
+        ("<video>", 0, "1 <video> and 0 <image> marks"),
         ("<video><image>", 2, "marks"),
     ],
 )

@@ -9,6 +9,7 @@ import webdataset
 
 from tests.data import helpers
 from vlm.data import schema, shards
+from vlm.data.layout import Content, read_content
 from vlm.errors import DataError, SampleError
 
 COUNTS = [2, 0, 64, 1, 3]
@@ -19,12 +20,16 @@ def read(path: Path, index: int) -> bytes:
     return path.read_bytes()[found.offset : found.offset + found.length]
 
 
+def read_sample(buffer: bytes) -> Content:
+    return read_content(shards.read_members(buffer, "here"), "here")
+
+
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     (path,) = helpers.write_shards(tmp_path, COUNTS)
     for i, count in enumerate(COUNTS):
-        sample, frames = shards.read_sample(read(path, i), "here")
-        assert sample == helpers.make_sample(i, count)
-        decoded = [simplejpeg.decode_jpeg(jpeg, strict=True) for jpeg in frames]
+        content = read_sample(read(path, i))
+        assert content.sample == helpers.make_sample(i, count)
+        decoded = [simplejpeg.decode_jpeg(j, strict=True) for j in content.images.values()]
         assert len(decoded) == count
         for found, original in zip(decoded, helpers.make_frames(i, count), strict=True):
             assert np.abs(found.astype(int) - original).mean() < 2
@@ -131,46 +136,10 @@ def test_a_range_that_is_no_sample(tmp_path: Path) -> None:
         (first[:-512], "truncated"),
         (first[:-100], "truncated"),
         (first[:1024], "frame_count is 2 but there are 0 images"),
-        (first[1024:], "no member 00000000.json"),
+        (first[1024:], "nothing to learn"),
     ):
         with pytest.raises(SampleError, match=fault):
-            shards.read_sample(buffer, "here")
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["a.000.jpg"],
-        ["a.000.jpg", "a.002.jpg"],
-        ["a.000.jpg", "a.001.jpg", "a.002.jpg"],
-        ["a.000.jpg", "a.001.png"],
-        ["a.000.jpg", "a.001.jpg", "a.jpg"],
-        ["a.0.jpg", "a.1.jpg"],
-    ],
-)
-def test_frames_must_be_those_of_the_frame_count(tmp_path: Path, names: list[str]) -> None:
-    members = [("a.json", helpers.make_sample(0, 2).to_json()), *((n, b"x") for n in names)]
-    path = helpers.write_tar(tmp_path / "a.tar", members)
-    with pytest.raises(SampleError, match="frame_count is 2"):
-        shards.read_sample(read(path, 0), "here")
-
-
-def test_frames_are_in_order_whatever_the_tar_says(tmp_path: Path) -> None:
-    members = [("a.001.jpg", b"1"), ("a.000.jpg", b"0"), ("a.txt", b"cat")]
-    members.append(("a.json", helpers.make_sample(0, 2).to_json()))
-    path = helpers.write_tar(tmp_path / "a.tar", members)
-    _, frames = shards.read_sample(read(path, 0), "here")
-    assert frames == [b"0", b"1"]
-
-
-def test_frame_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    jpeg = memoryview(shards.encode_jpeg(np.zeros((8, 24, 3), np.uint8)))
-    assert shards.frame_shape(jpeg, "here") == (8, 24)
-    monkeypatch.setattr(shards, "MAX_FRAME_PIXELS", 100)
-    with pytest.raises(SampleError, match="8x24 pixels"):
-        shards.frame_shape(jpeg, "here")
-    with pytest.raises(SampleError, match="not a JPEG"):
-        shards.frame_shape(jpeg[:20], "here")
+            read_sample(buffer)
 
 
 def test_find_shards(tmp_path: Path) -> None:

@@ -25,10 +25,9 @@ import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from vlm.batch import IGNORE_INDEX
-from vlm.data.schema import Turn
+from vlm.data.schema import MARK, Turn
 from vlm.errors import ConfigError, SampleError
 
-MARK = re.compile("<(video|image)>")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -70,8 +69,13 @@ def load_tokenizer(path: str | Path, image_token: str) -> PreTrainedTokenizerFas
 
 
 def tokenizer_fingerprint(path: str | Path) -> str:
+    """``fingerprint`` of a tokenizer that is not loaded yet."""
+    return fingerprint(_load(path))
+
+
+@functools.lru_cache(maxsize=8)
+def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     """sha256 over vocabulary, merges and chat template: equal where tokens are equal."""
-    tokenizer = _load(path)
     model = json.loads(tokenizer.backend_tokenizer.to_str())
     for state in ("truncation", "padding"):
         model.pop(state, None)
@@ -83,12 +87,13 @@ def encode(
     tokenizer: PreTrainedTokenizerFast,
     turns: Sequence[Turn],
     image_token: str,
-    loss_on: Literal["answers", "all"] = "answers",
+    loss_on: Literal["answers", "all", "last"] = "answers",
 ) -> Encoded:
     """Token ids and labels of a conversation that ends with an answer.
 
-    ``answers`` learns every assistant turn up to and including its end-of-turn token, ``all``
-    every text token. Marks are still one image token each, see ``expand_frames``.
+    ``answers`` learns every assistant turn up to and including its end-of-turn token, ``last`` only
+    the last one, ``all`` every text token. Marks are still one image token each, see
+    ``expand_frames``.
 
     Raises:
         SampleError: a special token or contradictory marks in the content.
@@ -102,7 +107,8 @@ def encode(
         return Encoded(ids, [IGNORE_INDEX if i == image_id else i for i in ids], mark)
     labels = [IGNORE_INDEX] * len(ids)
     position = 0
-    for start, end in _answer_spans(tokenizer, messages, text):
+    spans = _answer_spans(tokenizer, messages, text)
+    for start, end in spans[-1:] if loss_on == "last" else spans:
         # a token that straddles the start holds characters of the answer: it is learned
         while position < len(ids) and offsets[position][1] <= start:
             position += 1

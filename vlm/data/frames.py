@@ -5,6 +5,7 @@ same pixels. Videos come from anybody: formats, pixels and duration are bounded.
 shards (`vlm.data.shards`).
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +78,29 @@ def extract_frames(
     return frames
 
 
+def count_frames(video: BinaryIO, *, fps: float = 1.0, max_frames: int = MAX_FRAMES) -> int:
+    """How many frames ``extract_frames`` gives of a video, without decoding it.
+
+    Raises:
+        SampleError: not a video, without frames, or beyond the bounds.
+    """
+    with _open(video) as (container, stream):
+        interval_s = _interval(stream)
+        first_s, last_s, num_packets = math.inf, -math.inf, 0
+        for packet in container.demux(stream):
+            if not packet.size or packet.is_discard:
+                continue
+            stamp = packet.dts if packet.pts is None else packet.pts
+            time_s = num_packets * interval_s if stamp is None else float(stamp * packet.time_base)
+            first_s, last_s = min(first_s, time_s), max(last_s, time_s)
+            if last_s - first_s > MAX_DURATION_S:
+                raise SampleError(f"longer than {MAX_DURATION_S:.0f} s")
+            num_packets += 1
+    if not num_packets:
+        raise SampleError("no frames")
+    return len(sample_times(last_s - first_s + interval_s, fps, max_frames))
+
+
 def resize_crop(frame: np.ndarray, size: int) -> np.ndarray:
     """Scales the short side to ``size`` and takes the centre.
 
@@ -106,7 +130,7 @@ def _open(video: BinaryIO) -> Iterator[tuple[InputContainer, VideoStream]]:
                 raise SampleError("no video stream")
             stream = container.streams.video[0]
             codec = stream.codec_context
-            _check_pixels(codec.width, codec.height)
+            check_pixels(codec.width, codec.height)
             codec.options = {"max_pixels": str(MAX_PIXELS)}
             # clips are spread over processes; threads for each one only cost
             codec.thread_count = 1
@@ -119,7 +143,7 @@ def _decode(
     container: InputContainer, stream: VideoStream, times: list[float], size: int
 ) -> tuple[list[np.ndarray], float]:
     """One pass over the stream: the frames at ``times``, and how long it really is."""
-    interval_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
+    interval_s = _interval(stream)
     converter = VideoReformatter()
     frames: list[np.ndarray] = []
     start_s = elapsed_s = 0.0
@@ -147,12 +171,17 @@ def _decode(
 def _to_array(frame: VideoFrame, size: int, converter: VideoReformatter) -> np.ndarray:
     if frame.is_corrupt:
         raise SampleError(f"damaged at {frame.time} s")
-    _check_pixels(frame.width, frame.height)
+    check_pixels(frame.width, frame.height)
     # one thread: starting the default pool costs more than a small frame's conversion
     rgb = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     # what the camera was turned by, counter-clockwise
     turned = np.rot90(rgb, round(frame.rotation / 90))
     return resize_crop(np.ascontiguousarray(turned), size)
+
+
+def _interval(stream: VideoStream) -> float:
+    """Seconds from one frame to the next, on average."""
+    return float(1 / stream.average_rate) if stream.average_rate else 0.0
 
 
 def _declared_duration(container: InputContainer, stream: VideoStream) -> float:
@@ -167,6 +196,7 @@ def _declared_duration(container: InputContainer, stream: VideoStream) -> float:
     return max(0.0, duration_s)
 
 
-def _check_pixels(width: int, height: int) -> None:
+def check_pixels(width: int, height: int) -> None:
+    """SampleError if decoding so many would be an attack."""
     if width * height > MAX_PIXELS:
         raise SampleError(f"{width}x{height} pixels, at most {MAX_PIXELS} are read")

@@ -23,7 +23,8 @@ from vlm.batch import Batch, build_batch
 from vlm.config import AugmentConfig, DataConfig
 from vlm.data import chat, plan
 from vlm.data.augment import augment
-from vlm.data.manifest import Manifest
+from vlm.data.catalog import Catalog
+from vlm.data.encode import encode_sample
 from vlm.data.plan import MicroBatch, Plan, Position
 from vlm.data.reader import LoadedSample, Reader
 from vlm.errors import DataError, SampleError
@@ -59,9 +60,10 @@ class Collator:
         return self.tokenizer.convert_tokens_to_ids(self.image_token)
 
     def encode(self, loaded: LoadedSample) -> chat.Encoded:
-        turns, frames = loaded.sample.conversation(), len(loaded.frames)
-        encoded = chat.encode(self.tokenizer, turns, self.image_token, self.loss_on)
-        return chat.expand_frames(encoded, frames, self.tokens_per_frame, self.image_token_id)
+        encoded = encode_sample(self.tokenizer, loaded.sample, self.image_token, self.loss_on)
+        return chat.expand_frames(
+            encoded, len(loaded.frames), self.tokens_per_frame, self.image_token_id
+        )
 
     def frames(self, loaded: LoadedSample, epoch: int) -> np.ndarray:
         if not len(loaded.frames):
@@ -92,22 +94,22 @@ class Collator:
         )
 
 
-def frame_size(manifest: Manifest) -> tuple[int, int]:
-    """(H, W) of the manifest's frames; 224 x 224 where it has none.
+def frame_size(catalog: Catalog) -> tuple[int, int]:
+    """(H, W) of the catalog's frames; 224 x 224 where it has none.
 
     Raises:
         DataError: they are not all of one size.
     """
-    has_frames = manifest.num_frames > 0
+    has_frames = catalog.num_frames > 0
     if not has_frames.any():
         return (224, 224)
     low, high = (
-        (int(pick(manifest.height[has_frames])), int(pick(manifest.width[has_frames])))
+        (int(pick(catalog.height[has_frames])), int(pick(catalog.width[has_frames])))
         for pick in (np.min, np.max)
     )
     if low != high:
         raise DataError(
-            f"manifest {manifest.path}: frames from {low[0]} x {low[1]} to {high[0]} x {high[1]} "
+            f"{catalog.names()}: frames from {low[0]} x {low[1]} to {high[0]} x {high[1]} "
             "pixels, expected one size; run precompute with one --size for all of its shards"
         )
     return high
@@ -118,7 +120,7 @@ class Loader:
 
     def __init__(
         self,
-        manifest: Manifest,
+        catalog: Catalog,
         plan: Plan,
         collator: Collator,
         config: DataConfig,
@@ -127,13 +129,13 @@ class Loader:
         world_size: int,
         position: Position | None = None,
     ) -> None:
-        self._manifest, self._plan, self._collator = manifest, plan, collator
+        self._catalog, self._plan, self._collator = catalog, plan, collator
         self._config, self._rank, self._world_size = config, rank, world_size
         self._position = position or Position()
-        self._reader = Reader(manifest)
+        self._reader = Reader(catalog)
         self._tokens: dict[int, chat.Encoded] = {}
         # every rank must call the tower alike, so a blank frame is as large as the others
-        self._blank = frame_size(manifest)
+        self._blank = frame_size(catalog)
 
     def __iter__(self) -> Iterator[LoadedStep]:
         """Prepares ``prefetch`` micro-batches ahead; an error comes out at its own step."""
@@ -182,7 +184,7 @@ class Loader:
         epochs = micro.epochs.tolist()
         frames = [self._collator.frames(*one) for one in zip(loaded, epochs, strict=True)]
         encoded = [self._encode(one) for one in loaded]
-        keys = self._manifest.keys(rows)
+        keys = self._catalog.keys(rows)
         return self._collator.batch(frames, encoded, keys, micro.kind, self._blank)
 
     def _encode(self, loaded: LoadedSample) -> chat.Encoded:
@@ -192,5 +194,5 @@ class Loader:
             try:
                 self._tokens[loaded.row] = self._collator.encode(loaded)
             except SampleError as error:
-                raise SampleError(f"{self._manifest.where(loaded.row)}: {error}") from None
+                raise SampleError(f"{self._catalog.where(loaded.row)}: {error}") from None
         return self._tokens[loaded.row]

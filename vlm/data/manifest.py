@@ -2,47 +2,36 @@
 
 What happens in ``build``, one shard to a task:
 
-1. ``shards.scan`` finds each sample's byte range; one read gets it.
-2. The sample is parsed, its frames are counted and measured, its conversation is tokenized.
-3. A sample that cannot be used is left out and reported; too many of them stop the build.
-4. Rows are written in the order of the shards, so the file does not depend on the workers.
+1. ``rows.index_shard`` finds each sample, parses it, measures its frames and tokenizes it. A sample
+   that cannot be used is left out and reported; too many of them stop the tally.
+2. ``parts.make`` keeps the rows of the shard, so that none is read twice without need.
+3. Rows are written in the order of the shards, so the file does not depend on the workers.
 
-Not here: which samples are read when (`vlm.data.plan`), reading them (the loader).
+Not here: the file (`vlm.data.manifest_file`), which samples are read when (`vlm.data.plan`).
 """
 
 import functools
-import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vlm.data import chat, schema, shards
+from vlm.data import chat, manifest_file, parts
+from vlm.data.decode import DEFAULT_SAMPLING, Sampling
+from vlm.data.foreign import DEFAULT_SOURCE
+from vlm.data.manifest_file import PLANNING_COLUMNS, Source
+from vlm.data.manifest_tally import Summary, Tally
 from vlm.data.pool import ordered_map
-from vlm.data.rows import ARROW_SCHEMA, Task, describe, index_shard
-from vlm.errors import DataError
+from vlm.data.rows import Options, describe
+from vlm.data.schema import MAX_FRAMES
+from vlm.errors import ConfigError, DataError
 
-VERSION: Final = 1
-METADATA_KEY = "saccade"
 #: a larger share of unusable samples is not bad luck but a mistake
 MAX_REJECTED_FRAC = 0.01
-ROWS_PER_GROUP = 131_072
-PLANNING_COLUMNS = (
-    "num_frames",
-    "num_tokens",
-    "num_answer_tokens",
-    "kind",
-    "shard",
-    "height",
-    "width",
-)
+MAX_SIZE = 4096
 
 
 @dataclass(frozen=True)
@@ -54,20 +43,6 @@ class ShardInfo:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What a build found."""
-
-    num_shards: int
-    num_samples: int
-    num_frames: int
-    num_tokens: int
-    num_answer_tokens: int
-    fingerprint: str
-    #: one message for every sample that was left out
-    rejected: list[str]
-
-
-@dataclass(frozen=True)
 class Manifest:
     """A loaded manifest; array entry i and row i of the file are sample i."""
 
@@ -76,6 +51,11 @@ class Manifest:
     #: changes with the samples, their order and the tokenizer, not with where the shards lie
     fingerprint: str
     tokenizer_sha256: str
+    #: which frames of a video file are taken
+    sampling: Sampling
+    sources: list[Source]
+    #: number of samples by the form of their words, see `schema.FORMS`
+    forms: dict[str, int]
     #: all (num_samples,) uint32
     num_frames: np.ndarray
     num_tokens: np.ndarray
@@ -109,6 +89,14 @@ class Manifest:
     def keys(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         return self._keys.take(pa.array(rows)).to_pylist()
 
+    def content_hash(self, rows: Sequence[int] | np.ndarray) -> list[bytes]:
+        """16 bytes for each row: blake2b of the sample's members in their order."""
+        return self._content_hashes.take(pa.array(rows)).to_pylist()
+
+    @functools.cached_property
+    def _content_hashes(self) -> pa.Array:
+        return self._column("content_hash").combine_chunks()
+
     def where(self, row: int) -> str:
         """Shard, byte and key of a sample, for errors."""
         shard = self.shards[self.shard[row]].path
@@ -129,7 +117,7 @@ class Manifest:
             )
 
     def _column(self, name: str) -> pa.ChunkedArray:
-        return _read(self.path, (name,))[1][name]
+        return manifest_file.read(self.path, (name,))[1][name]
 
 
 def build(
@@ -139,41 +127,53 @@ def build(
     output: Path,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    size: int | None = None,
+    sampling: Sampling = DEFAULT_SAMPLING,
+    default_source: str = DEFAULT_SOURCE,
+    max_rejected_frac: float = MAX_REJECTED_FRAC,
 ) -> Summary:
     """Writes the manifest of ``shard_paths``, in their order, to ``output``.
 
+    Shards that have not changed since the last build of this output, or since one that was killed,
+    are not read again; see `vlm.data.parts`.
+
     Args:
         progress: Called with (shards done, shards in all).
+        size: Side of the square that frames are brought to; None leaves them as they are stored.
+        sampling: Which frames of video files are taken.
+        default_source: Source of samples that name none.
+        max_rejected_frac: Share of samples that may be left out.
 
     Raises:
-        DataError: a damaged, empty or foreign shard, or too many unusable samples. Nothing is
+        DataError: a damaged, empty or foreign shard, or too many unusable samples. No manifest is
             written then.
-        ConfigError: the tokenizer cannot be used.
+        ConfigError: the tokenizer cannot be used, or an option is out of range.
     """
     if not shard_paths:
         raise DataError("no shards to build a manifest of")
+    if size is not None and not 1 <= size <= MAX_SIZE:
+        raise ConfigError(f"size {size}: expected 1 to {MAX_SIZE} pixels")
+    if not 0 < sampling.fps <= 1000 or not 1 <= sampling.max_frames <= MAX_FRAMES:
+        raise ConfigError(
+            f"fps {sampling.fps} and max_frames {sampling.max_frames}: expected more than 0 and at "
+            f"most 1000, and 1 to {MAX_FRAMES}"
+        )
     chat.load_tokenizer(tokenizer_path, image_token)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    tasks = [
-        Task(index, path, str(tokenizer_path), image_token)
-        for index, path in enumerate(shard_paths)
-    ]
-    try:
-        with pq.ParquetWriter(
-            temporary,
-            ARROW_SCHEMA,
-            compression="zstd",
-            use_dictionary=["source"],
-            write_page_checksum=True,
-            # a stored Arrow schema would hide the metadata that is only known at the end
-            store_schema=False,
-        ) as writer:
-            summary = _write(writer, tasks, output, workers, progress)
-        shards.publish(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return summary
+    options = Options(str(tokenizer_path), image_token, size, sampling, default_source)
+    tally = Tally(output, options, chat.tokenizer_fingerprint(tokenizer_path))
+    tasks = tally.tasks(shard_paths)
+    with manifest_file.open_writer(output) as writer:
+        for task, made in zip(tasks, ordered_map(parts.make, tasks, workers), strict=True):
+            rows = parts.load(made.part)
+            writer.add(len(tally.shards), rows.batch)
+            tally.add(task.shard, rows, made.is_new)
+            if progress is not None:
+                progress(len(tally.shards), len(tasks))
+        tally.check_rejected(max_rejected_frac)
+        writer.close(tally.header())
+    parts.prune(parts.folder_of(output), {task.part for task in tasks})
+    return tally.summary()
 
 
 def load(path: Path) -> Manifest:
@@ -182,7 +182,7 @@ def load(path: Path) -> Manifest:
     Raises:
         DataError: no such file, not a manifest, or a damaged one.
     """
-    header, table = _read(path, PLANNING_COLUMNS)
+    header, table = manifest_file.read(path, PLANNING_COLUMNS)
     columns = {name: table[name].to_numpy().astype(np.uint32) for name in PLANNING_COLUMNS}
     folder = os.path.abspath(path.parent)
     infos = [
@@ -197,106 +197,8 @@ def load(path: Path) -> Manifest:
         shards=infos,
         fingerprint=header.fingerprint,
         tokenizer_sha256=header.tokenizer.sha256,
+        sampling=Sampling(header.vision.fps, header.vision.max_frames),
+        sources=header.sources,
+        forms=header.forms,
         **columns,
     )
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _TokenizerHeader(_Strict):
-    name: str
-    sha256: str
-
-
-class _ShardHeader(_Strict):
-    path: str
-    bytes: int
-    sha256: str
-    num_samples: int
-
-
-class _Header(_Strict):
-    version: Literal[1]
-    tokenizer: _TokenizerHeader
-    shards: list[_ShardHeader]
-    fingerprint: str
-
-
-def _write(
-    writer: pq.ParquetWriter,
-    tasks: list[Task],
-    output: Path,
-    workers: int,
-    progress: Callable[[int, int], None] | None,
-) -> Summary:
-    """Runs the tasks, writes their rows in order and the header last."""
-    name = tasks[0].tokenizer_path
-    tokenizer = _TokenizerHeader(name=name, sha256=chat.tokenizer_fingerprint(name))
-    digest = hashlib.sha256(json.dumps([VERSION, tokenizer.sha256]).encode())
-    folder = os.path.abspath(output.parent)
-    table: list[_ShardHeader] = []
-    rejected: list[str] = []
-    pending: list[pa.RecordBatch] = []
-    totals = dict.fromkeys(("num_frames", "num_tokens", "num_answer_tokens"), 0)
-    for task, rows in zip(tasks, ordered_map(index_shard, tasks, workers), strict=True):
-        path = os.path.relpath(os.path.abspath(task.path), folder)
-        table.append(
-            _ShardHeader(
-                path=path, bytes=rows.bytes, sha256=rows.sha256, num_samples=len(rows.batch)
-            )
-        )
-        digest.update(json.dumps([rows.bytes, rows.sha256, len(rows.batch)]).encode())
-        for column in PLANNING_COLUMNS:
-            digest.update(rows.batch[column].to_numpy().tobytes())
-        for column in totals:
-            totals[column] += int(rows.batch[column].to_numpy().sum(dtype=np.int64))
-        rejected += rows.rejected
-        pending.append(rows.batch)
-        if sum(map(len, pending)) >= ROWS_PER_GROUP:
-            writer.write_table(pa.Table.from_batches(pending))
-            pending = []
-        if progress is not None:
-            progress(len(table), len(tasks))
-    if pending:
-        writer.write_table(pa.Table.from_batches(pending))
-    num_samples = sum(shard.num_samples for shard in table)
-    _check_rejected(rejected, num_samples)
-    header = _Header(
-        version=VERSION, tokenizer=tokenizer, shards=table, fingerprint=digest.hexdigest()
-    )
-    writer.add_key_value_metadata({METADATA_KEY: header.model_dump_json()})
-    return Summary(
-        num_shards=len(table),
-        num_samples=num_samples,
-        fingerprint=header.fingerprint,
-        rejected=rejected,
-        **totals,
-    )
-
-
-def _check_rejected(rejected: list[str], num_samples: int) -> None:
-    if len(rejected) > MAX_REJECTED_FRAC * (num_samples + len(rejected)):
-        raise DataError(
-            f"{len(rejected)} of {num_samples + len(rejected)} samples cannot be used, at most "
-            f"{MAX_REJECTED_FRAC:.0%} may be left out; the first: {rejected[0]}; see "
-            "validate_shards for all"
-        )
-
-
-def _read(path: Path, columns: Sequence[str]) -> tuple[_Header, pa.Table]:
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            metadata = file.schema_arrow.metadata or {}
-            header = _Header.model_validate_json(metadata.get(METADATA_KEY.encode(), b"{}"))
-            if not file.schema_arrow.equals(ARROW_SCHEMA):
-                raise pa.ArrowInvalid(f"its columns are {', '.join(file.schema_arrow.names)}")
-            return header, file.read(columns=list(columns))
-    except FileNotFoundError:
-        reason = "no such file"
-    except ValidationError as error:
-        reason = schema.explain(error)
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).partition("\n")[0]
-    raise DataError(f"manifest {path}: {reason}; expected a whole file written by build_manifest")

@@ -1,122 +1,165 @@
 """One shard to manifest rows: each sample parsed, measured, tokenized and hashed.
 
-The part of `vlm.data.manifest` that runs in worker processes. Not here: the file the rows go to.
+The part of `vlm.data.manifest` that runs in worker processes. Not here: where the rows are kept
+(`vlm.data.parts`) and the file they go to.
 """
 
 import functools
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from transformers import PreTrainedTokenizerFast
 
-from vlm.data import chat, schema, shards
+from vlm.data import chat, encode, layout, schema, shards
+from vlm.data.decode import Sampling, measure
+from vlm.data.foreign import DEFAULT_SOURCE
 from vlm.errors import DataError, SampleError
 
-ARROW_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("shard", pa.uint32()),
-        ("offset", pa.uint64()),
-        ("length", pa.uint64()),
-        ("kind", pa.uint8()),
-        ("num_frames", pa.uint16()),
-        ("height", pa.uint16()),
-        ("width", pa.uint16()),
-        ("num_tokens", pa.uint32()),
-        ("num_answer_tokens", pa.uint32()),
-        ("source", pa.string()),
-        ("content_hash", pa.binary(16)),
-    ]
-)
+COLUMNS = {
+    "key": pa.string(),
+    "offset": pa.uint64(),
+    "length": pa.uint64(),
+    "kind": pa.uint8(),
+    "num_frames": pa.uint16(),
+    "height": pa.uint16(),
+    "width": pa.uint16(),
+    "num_tokens": pa.uint32(),
+    "num_answer_tokens": pa.uint32(),
+    "source": pa.string(),
+    "content_hash": pa.binary(16),
+}
+ROW_SCHEMA = pa.schema(COLUMNS)
+#: licences of one source that are told apart
+MAX_LICENCES = 100
+MAX_LICENCE_CHARS = 100
 
 
 @dataclass(frozen=True)
-class Task:
-    index: int
-    path: Path
+class Options:
+    """What the rows of a shard depend on, besides its bytes."""
+
     tokenizer_path: str
     image_token: str
+    #: side of the square that frames are brought to when they are read; None leaves them as stored
+    size: int | None = None
+    #: frames of video files
+    sampling: Sampling = Sampling()
+    #: source of samples that name none, in shards of other tools
+    default_source: str = DEFAULT_SOURCE
 
 
 @dataclass
 class ShardRows:
-    bytes: int
+    """What one shard holds."""
+
+    num_bytes: int
     sha256: str
     batch: pa.RecordBatch
     #: one message for every sample that was left out
     rejected: list[str]
+    #: number of samples by the form of their words
+    forms: dict[str, int]
+    #: licences that samples name, by source
+    licences: dict[str, list[str]]
 
 
-def index_shard(task: Task) -> ShardRows:
-    """The rows of a shard.
+@dataclass
+class _Found:
+    """Grows while a shard is read."""
+
+    columns: dict[str, list] = field(default_factory=lambda: {name: [] for name in COLUMNS})
+    rejected: list[str] = field(default_factory=list)
+    forms: Counter[str] = field(default_factory=Counter)
+    licences: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+
+def index_shard(shard: shards.ShardFile, path: Path, options: Options) -> ShardRows:
+    """The rows of an open shard, in one pass over its bytes.
 
     Raises:
         DataError: it is damaged, or no sample of it can be used.
     """
-    tokenizer = _cached_tokenizer(task.tokenizer_path, task.image_token)
-    columns: dict[str, list] = {name: [] for name in ARROW_SCHEMA.names}
-    rejected = []
-    for found, buffer in _read_shard(task.path):
-        where = describe(task.path, found.offset, found.key)
+    tokenizer = _cached_tokenizer(options.tokenizer_path, options.image_token)
+    found, digest, position = _Found(), hashlib.sha256(), 0
+    for sample_range in shards.scan_file(shard, path):
+        where = describe(path, sample_range.offset, sample_range.key)
+        buffer = shards.read_range(shard.read, sample_range.offset, sample_range.length, where)
+        digest.update(buffer)
+        position = sample_range.offset + sample_range.length
         try:
-            row = _describe_sample(buffer, where, tokenizer, task.image_token)
+            row = _describe_sample(buffer, where, tokenizer, options, found)
         except SampleError as error:
-            rejected.append(str(error))
+            found.rejected.append(str(error))
             continue
-        row |= {"key": found.key, "shard": task.index}
-        row |= {"offset": found.offset, "length": found.length}
-        for name, values in columns.items():
+        row |= {"key": sample_range.key}
+        row |= {"offset": sample_range.offset, "length": sample_range.length}
+        for name, values in found.columns.items():
             values.append(row[name])
-    if not columns["key"]:
-        reason = f"the first: {rejected[0]}" if rejected else "it is empty"
-        raise DataError(f"shard {task.path}: holds no usable sample; {reason}")
-    with task.path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    batch = pa.RecordBatch.from_pydict(columns, ARROW_SCHEMA)
-    return ShardRows(task.path.stat().st_size, sha256, batch, rejected)
-
-
-def _read_shard(path: Path) -> Iterator[tuple[shards.SampleRange, bytes]]:
-    with path.open("rb") as file:
-        for found in shards.scan(path):
-            where = describe(path, found.offset, found.key)
-            yield found, shards.read_range(file.fileno(), found.offset, found.length, where)
+    if not found.columns["key"]:
+        reason = f"the first: {found.rejected[0]}" if found.rejected else "it is empty"
+        raise DataError(f"shard {path}: holds no usable sample; {reason}")
+    digest.update(shard.read(position, shard.num_bytes - position))
+    return ShardRows(
+        num_bytes=shard.num_bytes,
+        sha256=digest.hexdigest(),
+        batch=pa.RecordBatch.from_pydict(found.columns, ROW_SCHEMA),
+        rejected=found.rejected,
+        forms=dict(sorted(found.forms.items())),
+        licences={source: sorted(names) for source, names in sorted(found.licences.items())},
+    )
 
 
 def _describe_sample(
-    buffer: bytes, where: str, tokenizer: PreTrainedTokenizerFast, image_token: str
-) -> dict[str, object]:
+    buffer: bytes | memoryview,
+    where: str,
+    tokenizer: PreTrainedTokenizerFast,
+    options: Options,
+    found: _Found,
+) -> dict[str, Any]:
     """The columns that follow from a sample's content."""
     members = shards.read_members(buffer, where)
-    sample, frames = shards.parse_members(members, where)
-    shapes = {
-        shards.frame_shape(jpeg, f"{where}, frame {i:03d}") for i, jpeg in enumerate(frames)
-    } or {(0, 0)}
-    if len(shapes) > 1:
-        raise SampleError(f"{where}: frames of several sizes {sorted(shapes)}; expected one")
-    height, width = shapes.pop()
+    content = layout.read_content(members, where)
+    sample = content.sample
+    shape = measure(content, options.size, options.sampling, where)
     try:
-        encoded = chat.encode(tokenizer, sample.conversation(), image_token)
-        image_id = tokenizer.convert_tokens_to_ids(image_token)
-        expanded = chat.expand_frames(encoded, sample.frame_count, 1, image_id)
+        branches = encode.encode_branches(tokenizer, sample, options.image_token)
+        image_id = tokenizer.convert_tokens_to_ids(options.image_token)
+        expanded = [chat.expand_frames(e, shape.num_frames, 1, image_id) for e in branches]
     except SampleError as error:
         raise SampleError(f"{where}: {error}") from None
-    content = hashlib.blake2b(digest_size=16)
-    for body in members.values():
-        content.update(body)
+    source = options.default_source if sample.source == DEFAULT_SOURCE else sample.source
+    found.forms[sample.form] += 1
+    _add_licence(found.licences[source], sample)
     return {
         "kind": schema.KINDS.index(sample.kind),
-        "num_frames": sample.frame_count,
-        "height": height,
-        "width": width,
-        "num_tokens": len(expanded.input_ids) - sample.frame_count,
-        "num_answer_tokens": sum(label != -100 for label in expanded.labels),
-        "source": sample.source,
-        "content_hash": content.digest(),
+        "num_frames": shape.num_frames,
+        "height": shape.height,
+        "width": shape.width,
+        "num_tokens": sum(len(e.input_ids) - shape.num_frames for e in expanded),
+        "num_answer_tokens": sum(label != -100 for e in expanded for label in e.labels),
+        "source": source,
+        "content_hash": content_hash(members.values()),
     }
+
+
+def _add_licence(licences: set[str], sample: schema.Sample) -> None:
+    for name in ("licence", "license"):
+        named = sample.meta.get(name)
+        if isinstance(named, str) and named and len(licences) < MAX_LICENCES:
+            licences.add(named[:MAX_LICENCE_CHARS])
+
+
+def content_hash(bodies: Iterable[memoryview]) -> bytes:
+    """16 bytes of blake2b over a sample's members in their order: what the manifest holds."""
+    digest = hashlib.blake2b(digest_size=16)
+    for body in bodies:
+        digest.update(body)
+    return digest.digest()
 
 
 @functools.cache

@@ -1,26 +1,36 @@
-"""What one sample of a shard says: its conversation, where it comes from, how many frames it owns.
+"""What one sample of a shard says: its words or tokens, where it comes from, its frames.
 
-The JSON member of a sample is parsed here and nowhere else. It may come from anybody, so its size
-and shape are bounded. Not here: the frames (`vlm.data.shards`), tokens (`vlm.data.chat`).
+The JSON of our own shards is parsed here and nowhere else. It may come from anybody, so its size
+and shape are bounded. Not here: the JSON of other tools (`vlm.data.foreign`), the frames
+(`vlm.data.layout`), tokenizing (`vlm.data.chat`).
 """
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vlm.errors import SampleError
 
+Kind = Literal["text", "image", "video"]
+Form = Literal["turns", "caption", "tokens", "preference"]
+
 MAX_JSON_BYTES = 4 << 20
 MAX_FRAMES = 64
 #: a sample's kind is stored in the manifest as its position here
-KINDS = ("text", "image", "video")
+KINDS: tuple[Kind, ...] = ("text", "image", "video")
+FORMS: tuple[Form, ...] = ("turns", "caption", "tokens", "preference")
 CAPTION_PROMPT = "Describe this."
+#: where frames stand in a user turn; in other turns it is plain text
+MARK = re.compile("<(video|image)>")
 
 
-class Turn(BaseModel):
-    """One message of a conversation."""
-
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Turn(_Strict):
+    """One message of a conversation."""
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -29,23 +39,86 @@ class Turn(BaseModel):
 
     @field_validator("content")
     @classmethod
-    def _not_blank(cls, content: str) -> str:
-        if not content.strip():
-            raise ValueError("the content is empty")
-        return content
+    def _check_content(cls, content: str) -> str:
+        return _not_blank(content, "content")
 
 
-class Sample(BaseModel):
-    """The JSON member of a sample, version 1. Exactly one of ``turns`` and ``caption`` is set."""
+class Tokens(_Strict):
+    """Token ids of a whole conversation, made by the tokenizer that trains.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    Frames stand where the image token stands, once for a video or once for each image; without it
+    they stand before the text.
+    """
+
+    token_ids: tuple[Annotated[int, Field(ge=0, lt=1 << 31)], ...]
+    #: 1 where a token is learned; aligned with the tokens, not shifted
+    loss_mask: tuple[Annotated[int, Field(ge=0, le=1)], ...]
+    #: `chat.fingerprint` of the tokenizer; checked where it is given
+    tokenizer_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Tokens":
+        if len(self.token_ids) != len(self.loss_mask):
+            raise ValueError(
+                f"{len(self.token_ids)} token_ids but a loss_mask of {len(self.loss_mask)}; "
+                "expected one entry for each token"
+            )
+        if not any(self.loss_mask):
+            raise ValueError("loss_mask marks no token to learn")
+        return self
+
+
+class Preference(_Strict):
+    """A DPO pair as text: two answers to one prompt."""
+
+    prompt: tuple[Turn, ...]
+    chosen: str
+    rejected: str
+
+    @field_validator("chosen", "rejected")
+    @classmethod
+    def _check_answer(cls, answer: str) -> str:
+        return _not_blank(answer, "answer")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Preference":
+        for branch in (self.chosen, self.rejected):
+            check_turns(self.branch(branch))
+        if self.chosen == self.rejected:
+            raise ValueError("chosen and rejected are the same answer")
+        return self
+
+    def branch(self, answer: str) -> tuple[Turn, ...]:
+        """The prompt and one of the two answers."""
+        return (*self.prompt, Turn(role="assistant", content=answer))
+
+
+class TokenPreference(_Strict):
+    """A DPO pair as tokens: each branch is prompt and answer, and learns only the answer."""
+
+    chosen: Tokens
+    rejected: Tokens
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TokenPreference":
+        if self.chosen.token_ids == self.rejected.token_ids:
+            raise ValueError("chosen and rejected are the same tokens")
+        return self
+
+
+class Sample(_Strict):
+    """The JSON member of a sample, version 1. Exactly one of the four forms is set."""
 
     version: Literal[1]
-    kind: Literal["text", "image", "video"]
+    kind: Kind
     source: str = Field(min_length=1, max_length=100)
-    frame_count: int = Field(ge=0, le=MAX_FRAMES)
+    #: images in the shard; None for a video file, whose frames are chosen when it is read
+    frame_count: int | None = Field(None, ge=0, le=MAX_FRAMES)
     turns: tuple[Turn, ...] | None = None
+    #: the answer to "Describe this."
     caption: str | None = None
+    tokens: Tokens | None = None
+    preference: Preference | TokenPreference | None = None
     meta: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -53,18 +126,37 @@ class Sample(BaseModel):
         if (self.kind == "text") != (self.frame_count == 0):
             expected = "0 frames" if self.kind == "text" else f"1 to {MAX_FRAMES} frames"
             raise ValueError(f"kind {self.kind} needs {expected}, found {self.frame_count}")
-        check_conversation(self.turns, self.caption)
+        if self.frame_count is None and self.kind != "video":
+            raise ValueError(f"kind {self.kind} needs a frame_count; only a video file has none")
+        found = [form for form in FORMS if self.__dict__[form] is not None]
+        if len(found) != 1:
+            raise ValueError(
+                f"expected exactly one of {', '.join(FORMS)}; found {', '.join(found) or 'none'}"
+            )
+        if self.turns is not None:
+            check_turns(self.turns)
+        if self.caption is not None:
+            _not_blank(self.caption, "caption")
+        check_marks(self.conversation(), self.kind, self.frame_count)
         return self
 
+    @property
+    def form(self) -> Form:
+        return next(form for form in FORMS if self.__dict__[form] is not None)
+
     def conversation(self) -> list[Turn]:
-        """The turns; a caption is the answer to one fixed question."""
+        """The turns that are known as text: a caption answers one fixed question, a pair is its
+        chosen branch, tokens have none."""
         if self.turns is not None:
             return list(self.turns)
-        assert self.caption is not None, "the validator lets exactly one of the two through"
-        return [
-            Turn(role="user", content=CAPTION_PROMPT),
-            Turn(role="assistant", content=self.caption, task="caption"),
-        ]
+        if self.caption is not None:
+            return [
+                Turn(role="user", content=CAPTION_PROMPT),
+                Turn(role="assistant", content=self.caption, task="caption"),
+            ]
+        if isinstance(self.preference, Preference):
+            return list(self.preference.branch(self.preference.chosen))
+        return []
 
     def to_json(self) -> bytes:
         """What ``parse_sample`` reads back to an equal sample."""
@@ -75,16 +167,38 @@ def check_conversation(turns: tuple[Turn, ...] | None, caption: str | None) -> N
     """Raises ValueError unless there is one caption, or turns that end with an answer."""
     if (turns is None) == (caption is None):
         raise ValueError("expected exactly one of `turns` and `caption`")
-    if turns is None:
-        if caption is not None and not caption.strip():
-            raise ValueError("the caption is empty")
-        return
+    if turns is not None:
+        check_turns(turns)
+    if caption is not None:
+        _not_blank(caption, "caption")
+
+
+def check_turns(turns: tuple[Turn, ...]) -> None:
+    """Raises ValueError unless user and assistant alternate and an answer ends it."""
     roles = [turn.role for turn in turns]
     spoken = roles[1:] if roles[:1] == ["system"] else roles
     if not spoken or len(spoken) % 2 or spoken != ["user", "assistant"] * (len(spoken) // 2):
         raise ValueError(
             "turns must alternate user, assistant, after at most one system turn, and end with "
             f"assistant; found {', '.join(roles[:8]) or 'none'}{', ...' if roles[8:] else ''}"
+        )
+
+
+def check_marks(turns: list[Turn], kind: str, frame_count: int | None) -> None:
+    """Raises ValueError unless the places for frames in the text fit the frames."""
+    marks = [mark for t in turns if t.role == "user" for mark in MARK.findall(t.content)]
+    num_videos, num_images = marks.count("video"), marks.count("image")
+    fits = (
+        not marks
+        or (kind == "video" and (num_videos, num_images) == (1, 0))
+        or (num_videos, num_images) == (0, frame_count)
+    )
+    if not fits:
+        raise ValueError(
+            f"{num_videos} <video> and {num_images} <image> marks in the text of kind {kind} with "
+            f"{frame_count if frame_count is not None else 'a video file and no'} frame(s); "
+            "expected one <video> for all frames of a video, or one <image> for each frame, or "
+            "no mark"
         )
 
 
@@ -98,12 +212,16 @@ def parse_sample(raw: bytes | memoryview, where: str) -> Sample:
     Raises:
         SampleError: not JSON, too large, or not version 1 of the schema.
     """
-    if len(raw) > MAX_JSON_BYTES:
-        raise SampleError(f"{where}: {len(raw)} bytes of JSON, at most {MAX_JSON_BYTES} are read")
+    check_json_size(raw, where)
     try:
         return Sample.model_validate_json(bytes(raw))
     except ValidationError as error:
         raise SampleError(f"{where}: {explain(error)}") from None
+
+
+def check_json_size(raw: bytes | memoryview, where: str) -> None:
+    if len(raw) > MAX_JSON_BYTES:
+        raise SampleError(f"{where}: {len(raw)} bytes of JSON, at most {MAX_JSON_BYTES} are read")
 
 
 def explain(error: ValidationError) -> str:
@@ -112,3 +230,9 @@ def explain(error: ValidationError) -> str:
     dotted = ".".join(str(part) for part in first["loc"])[:200]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{dotted}: {first['msg']}{more}" if dotted else f"{first['msg']}{more}"
+
+
+def _not_blank(text: str, name: str) -> str:
+    if not text.strip():
+        raise ValueError(f"the {name} is empty")
+    return text

@@ -2,12 +2,15 @@
 
 A sample is a run of adjacent members that share a key: ``KEY.json``, then ``KEY.000.jpg`` and so
 on. Whatever reads a shard trusts nothing in it: only regular files with known extensions pass, and
-nothing is ever unpickled. Not here: decoding frames, and which samples are read when.
+nothing is ever unpickled. Not here: what the members of a key mean (`vlm.data.layout`), and which
+samples are read when.
 """
 
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -17,14 +20,12 @@ import simplejpeg
 from webdataset import TarWriter
 
 from vlm.data import tar
-from vlm.data.schema import Sample, parse_sample
+from vlm.data.layout import EXTENSIONS, split_names
+from vlm.data.schema import Sample
 from vlm.errors import DataError, SampleError
 
-EXTENSIONS = ("jpg", "jpeg", "png", "webp", "json", "txt", "mp4")
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 #: a sample is read in one piece
 MAX_SAMPLE_BYTES = 256 << 20
-MAX_FRAME_PIXELS = 16 << 20
 JPEG_QUALITY = 95
 
 _NAME = re.compile(rf"([^./\\]+)\.((?:[^./\\]+\.)?(?:{'|'.join(EXTENSIONS)}))")
@@ -39,61 +40,82 @@ class SampleRange(NamedTuple):
     members: tuple[tar.Member, ...]
 
 
-def scan(path: Path) -> Iterator[SampleRange]:
-    """Yields the samples of a shard in file order, by reading its headers only.
+class ShardFile(NamedTuple):
+    """An open shard."""
+
+    #: bytes of the shard from an offset, fewer at its end
+    read: tar.Read
+    num_bytes: int
+    #: another one whenever the shard has been written to
+    version: str
+
+
+@contextmanager
+def open_shard(path: Path) -> Iterator[ShardFile]:
+    """Opens a shard for reading; whatever reads whole shards comes through here.
 
     Raises:
-        DataError: not a whole tar, a member that is no regular file with a known extension, or a
-            key whose members are not adjacent; the message holds shard, byte and member.
+        DataError: it cannot be opened.
     """
-    seen_keys: set[str] = set()
-    seen_names: set[str] = set()
-    members: list[tar.Member] = []
-    key = ""
-    for member in walk_file(path):
-        if fault := member_fault(member):
-            raise DataError(f"{path} at byte {member.start}: {fault}")
-        member_key = split_name(member.name)[0]
-        if member_key != key:
-            if members:
-                yield _range(key, members, path)
-            if member_key in seen_keys:
-                raise DataError(
-                    f"{path} at byte {member.start}: key {member_key!r} appears again; its members "
-                    "must be adjacent"
-                )
-            seen_keys.add(member_key)
-            key, members = member_key, []
-            seen_names.clear()
-        if member.name in seen_names:
-            raise DataError(f"{path} at byte {member.start}: a second member {member.name!r}")
-        seen_names.add(member.name)
-        members.append(member)
-    if members:
-        yield _range(key, members, path)
-
-
-def _range(key: str, members: list[tar.Member], path: Path) -> SampleRange:
-    offset, length = members[0].start, members[-1].end - members[0].start
-    if length > MAX_SAMPLE_BYTES:
-        raise DataError(
-            f"{path} at byte {offset}: key {key!r} has {length} bytes, at most "
-            f"{MAX_SAMPLE_BYTES} are read"
-        )
-    return SampleRange(key, offset, length, tuple(members))
-
-
-def walk_file(path: Path) -> Iterator[tar.Member]:
-    """Every member of a shard, allowed or not; DataError on damage."""
     try:
         fd = os.open(path, os.O_RDONLY)
     except OSError as error:
         raise DataError(f"shard {path}: {error.strerror}") from None
     try:
-        total = os.fstat(fd).st_size
-        yield from tar.walk(lambda offset, size: os.pread(fd, size, offset), total, str(path))
+        state = os.fstat(fd)
+        yield ShardFile(
+            lambda offset, length: os.pread(fd, length, offset),
+            state.st_size,
+            str(state.st_mtime_ns),
+        )
     finally:
         os.close(fd)
+
+
+def scan(path: Path) -> Iterator[SampleRange]:
+    """The samples of a shard in file order, found by reading its headers only.
+
+    Raises:
+        DataError: not a whole tar, a member that is no regular file with a known extension, or a
+            key whose members are not adjacent; the message holds shard, byte and member.
+    """
+    with open_shard(path) as shard:
+        yield from scan_file(shard, path)
+
+
+def scan_file(shard: ShardFile, path: Path) -> Iterator[SampleRange]:
+    """``scan`` of a shard that is open."""
+    found: list[tar.Member] = []
+    for member in tar.walk(shard.read, shard.num_bytes, str(path)):
+        if fault := member_fault(member):
+            raise DataError(f"{path} at byte {member.start}: {fault}")
+        found.append(member)
+    split = split_names([member.name for member in found])
+    seen: set[str] = set()
+    for key, group in itertools.groupby(found, lambda member: split[member.name][0]):
+        members = tuple(group)
+        if key in seen:
+            raise DataError(
+                f"{path} at byte {members[0].start}: key {key!r} appears again; its members must "
+                "be adjacent"
+            )
+        seen.add(key)
+        yield _range(key, members, path)
+
+
+def _range(key: str, members: tuple[tar.Member, ...], path: Path) -> SampleRange:
+    offset, length = members[0].start, members[-1].end - members[0].start
+    where = f"{path} at byte {offset}: key {key!r}"
+    if length > MAX_SAMPLE_BYTES:
+        raise DataError(f"{where} has {length} bytes, at most {MAX_SAMPLE_BYTES} are read")
+    if len({member.name for member in members}) < len(members):
+        raise DataError(f"{where} has a second member {_repeated(members)!r}")
+    return SampleRange(key, offset, length, members)
+
+
+def _repeated(members: Sequence[tar.Member]) -> str:
+    names = [member.name for member in members]
+    return next(name for name in names if names.count(name) > 1)
 
 
 def member_fault(member: tar.Member) -> str:
@@ -108,21 +130,15 @@ def member_fault(member: tar.Member) -> str:
     return f"member {name!r} is not KEY.EXTENSION with one of {', '.join(EXTENSIONS)}"
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """("00000012", "000.jpg") of an allowed name."""
-    key, _, suffix = name.partition(".")
-    return key, suffix
-
-
-def read_range(fd: int, offset: int, length: int, where: str) -> bytes:
+def read_range(read: tar.Read, offset: int, length: int, where: str) -> bytes | memoryview:
     """A sample's bytes, all of them."""
-    buffer = os.pread(fd, length, offset)
+    buffer = read(offset, length)
     if len(buffer) != length:
         raise SampleError(f"{where}: found {len(buffer)} of {length} bytes; the shard has changed")
     return buffer
 
 
-def read_members(buffer: bytes, where: str) -> dict[str, memoryview]:
+def read_members(buffer: bytes | memoryview, where: str) -> dict[str, memoryview]:
     """The members of one sample's byte range, by full name, in file order.
 
     Raises:
@@ -142,36 +158,9 @@ def read_members(buffer: bytes, where: str) -> dict[str, memoryview]:
         if member.name in found:
             raise SampleError(f"{where}: a second member {member.name!r}")
         found[member.name] = view[member.offset : member.offset + member.size]
-    if len({split_name(name)[0] for name in found}) != 1:
+    if len({key for key, _ in split_names(found).values()}) != 1:
         raise SampleError(f"{where}: members {list(found)[:4]} are not of one key")
     return found
-
-
-def read_sample(buffer: bytes, where: str) -> tuple[Sample, list[memoryview]]:
-    """A sample of our schema and its JPEG frames in order, from its byte range.
-
-    Raises:
-        SampleError: besides what ``read_members`` refuses: no JSON member, a JSON member that is
-            not our schema, frames that do not match its ``frame_count``.
-    """
-    return parse_members(read_members(buffer, where), where)
-
-
-def parse_members(members: dict[str, memoryview], where: str) -> tuple[Sample, list[memoryview]]:
-    """``read_sample`` of members that are already found."""
-    key = split_name(next(iter(members)))[0]
-    if f"{key}.json" not in members:
-        raise SampleError(f"{where}: no member {key}.json, so this is no shard of ours")
-    sample = parse_sample(members[f"{key}.json"], f"{where}, member {key}.json")
-    expected = frame_names(key, sample.frame_count)
-    images = {name for name in members if name.endswith(IMAGE_EXTENSIONS)}
-    if images != set(expected):
-        missing = sorted(set(expected) - images) + sorted(images - set(expected))
-        raise SampleError(
-            f"{where}: frame_count is {sample.frame_count} but there are {len(images)} images; "
-            f"the first that does not fit is {missing[0]}"
-        )
-    return sample, [members[name] for name in expected]
 
 
 def frame_names(key: str, count: int) -> list[str]:
@@ -304,21 +293,3 @@ def encode_jpeg(frame: np.ndarray) -> bytes:
         colorsubsampling="444",
         fastdct=False,
     )
-
-
-def frame_shape(jpeg: memoryview, where: str) -> tuple[int, int]:
-    """(height, width) from the header of a frame.
-
-    Raises:
-        SampleError: no JPEG, one of a kind that does not decode to RGB, or one so large that
-            decoding it would be an attack.
-    """
-    try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(jpeg)
-    except ValueError as error:
-        raise SampleError(f"{where}: not a JPEG: {error}") from None
-    if colorspace in ("CMYK", "YCCK"):
-        raise SampleError(f"{where}: a {colorspace} JPEG; expected RGB or gray")
-    if height * width > MAX_FRAME_PIXELS:
-        raise SampleError(f"{where}: {height}x{width} pixels, at most {MAX_FRAME_PIXELS} are read")
-    return height, width

@@ -17,7 +17,7 @@ from vlm.batch import Batch
 from vlm.data import chat
 from vlm.data.loader import Collator
 from vlm.data.reader import LoadedSample
-from vlm.data.schema import Turn
+from vlm.data.schema import MARK, Turn
 from vlm.models.foveated import FoveatedModel, Mode
 from vlm.models.generate import generate
 
@@ -58,7 +58,7 @@ def find_questions(samples: Sequence[LoadedSample]) -> list[Question]:
         for asked, answer in zip(turns, turns[1:], strict=False):
             if answer.role != "assistant" or answer.task is None:
                 continue
-            if chat.MARK.findall(asked.content).count("image") not in (0, len(loaded.frames)):
+            if MARK.findall(asked.content).count("image") not in (0, len(loaded.frames)):
                 num_left_out += 1  # it speaks of one image, others belong to other turns
                 continue
             groups = tuple(dict.fromkeys((answer.task, *_group(loaded))))
