@@ -1,87 +1,123 @@
-"""Makes shards from videos and annotations.
+"""Makes shards from a data set as it is published, or from your own files and text.
 
     python tools/precompute.py video --annotations train.jsonl --output shards/train
+    python tools/precompute.py openvid --root data/openvid --output shards/openvid \
+        --split train --val-frac 0.01 --seed 0
 
-Each line of the annotations is a JSON object: `id`, `source`, `video` (a path below --root; without
-it the sample is text only), `turns` or `caption`, and `meta`. What cannot be used goes to
-OUTPUT/failed.jsonl; a second run skips the shards that are there.
+Every sub-command is a data set with its own options and shares the rest. What cannot be used goes
+to OUTPUT/failed.jsonl; a second run skips the shards that are there and makes the others.
 
 Exit codes: 0 done, 1 not a single sample, 2 a mistake.
 """
 
 import argparse
-import os
+import dataclasses
+import functools
+import typing
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
-from vlm import errors
+from vlm import arguments, errors
 from vlm.data import precompute
+from vlm.data.adapters.registry import ADAPTERS
+from vlm.data.pool import ordered_map
+from vlm.data.spool import Source, Split
 
 
 def main(argv: Sequence[str]) -> int:
-    args = _parse(argv)
+    args = _parser().parse_args(argv)
+    source = _source(args)
     settings = precompute.Settings(
         size=args.size,
         fps=args.fps,
         max_frames=args.max_frames,
         samples_per_shard=args.samples_per_shard,
     )
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("samples", total=None)
-        report = precompute.run(
-            args.annotations,
-            args.root or args.annotations.parent,
-            args.output,
-            settings,
-            workers=args.workers,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    engine = functools.partial(ordered_map, workers=args.workers)
+    with arguments.progress("samples") as progress:
+        report = precompute.run(source, args.output, settings, engine, progress)
     Console().print(_table(args.output, report))
     return 0 if report.num_written + report.num_present else errors.EXIT_FAULTS
+
+
+def _source(args: argparse.Namespace) -> Source:
+    adapter = ADAPTERS[args.adapter]
+    fields = dataclasses.fields(adapter.options)
+    options = {field.name: vars(args)[f"option_{field.name}"] for field in fields}
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    files = [value for value in options.values() if isinstance(value, Path)]
+    if args.root is None and not files:
+        raise errors.ConfigError(f"{args.adapter} needs --root, the folder with the data set")
+    return Source(
+        name=args.adapter,
+        adapter=adapter,
+        root=args.root or files[0].parent,
+        options=adapter.options(**options),
+        split=Split(args.split, args.val_frac, args.seed),
+        max_samples=args.max_samples,
+    )
 
 
 def _table(output: Path, report: precompute.Report) -> Table:
     table = Table("shards", escape(str(output)))
     table.add_row("written", f"{report.num_written:,} samples, {report.num_frames:,} frames")
     table.add_row("there before", f"{report.num_present:,} samples")
+    if report.num_other_split:
+        table.add_row("of the other split", f"{report.num_other_split:,} samples")
     for reason, count in sorted(report.failed.items()):
-        table.add_row(f"skipped: {reason}", f"{count:,}, see {precompute.FAILED_FILE}")
+        table.add_row(f"skipped: {escape(reason)}", f"{count:,}, see {precompute.FAILED_FILE}")
     table.add_row("seconds", f"{report.seconds:.1f}")
-    table.add_row("MB/s of video", f"{report.num_bytes / 1e6 / report.seconds:.1f}")
+    table.add_row("MB/s of media", f"{report.num_bytes / 1e6 / report.seconds:.1f}")
     return table
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Make shards from videos and annotations.")
-    video = parser.add_subparsers(required=True).add_parser("video", help="videos and text")
-    video.add_argument("--annotations", type=Path, required=True, metavar="X.jsonl")
-    video.add_argument("--output", type=Path, required=True, metavar="DIR")
-    video.add_argument("--root", type=Path, metavar="DIR", help="of videos; default: of X.jsonl")
-    video.add_argument("--size", type=int, default=224, help="side of the frames in pixels")
-    video.add_argument("--fps", type=float, default=1.0, help="frames a second of video")
-    video.add_argument("--max-frames", type=int, default=64, help="more are spread evenly")
-    video.add_argument("--samples-per-shard", type=int, default=1000)
-    video.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    return parser.parse_args(argv)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Make shards from data sets.")
+    commands = parser.add_subparsers(dest="adapter", required=True, metavar="DATA_SET")
+    for name, adapter in ADAPTERS.items():
+        command = commands.add_parser(name, help=adapter.help)
+        for field in dataclasses.fields(adapter.options):
+            hint = typing.get_type_hints(adapter.options)[field.name]
+            _add_option(command, field, hint)
+        _add_shared(command)
+    return parser
+
+
+def _add_option(command: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) -> None:
+    """The flag of one field of an adapter's options, see ``vlm.data.adapters.base.option``."""
+    kinds = [kind for kind in typing.get_args(hint) if kind not in (type(None), Ellipsis)]
+    is_required = field.default is dataclasses.MISSING
+    command.add_argument(
+        f"--{field.name.replace('_', '-')}",
+        dest=f"option_{field.name}",
+        type=kinds[0] if kinds else hint,
+        nargs="+" if typing.get_origin(hint) is tuple else None,
+        required=is_required,
+        default=None if is_required else field.default,
+        choices=field.metadata["choices"] or None,
+        help=field.metadata["help"],
+    )
+
+
+def _add_shared(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--root", type=Path, metavar="DIR", help="folder with the data set")
+    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="of shards")
+    command.add_argument("--size", type=int, default=224, help="side of the frames in pixels")
+    command.add_argument("--fps", type=float, default=1.0, help="frames a second of video")
+    command.add_argument("--max-frames", type=int, default=64, help="more are spread evenly")
+    command.add_argument("--samples-per-shard", type=int, default=1000)
+    command.add_argument("--max-samples", type=arguments.positive, help="only the first ones")
+    command.add_argument(
+        "--split", choices=("all", "train", "val"), default="all", help="by image or video"
+    )
+    command.add_argument("--val-frac", type=float, default=0.0, help="share of images or videos")
+    command.add_argument("--seed", type=int, default=0, help="of the split")
+    arguments.add_workers(command)
 
 
 if __name__ == "__main__":

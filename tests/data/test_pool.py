@@ -1,8 +1,12 @@
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from tests.data.waiting import wait_for
 from vlm.data.pool import ordered_map
 from vlm.errors import DataError, TransientError
 
@@ -40,6 +44,33 @@ def test_errors_arrive_as_they_were(workers: int) -> None:
 def test_a_worker_that_dies_is_one_error() -> None:
     with pytest.raises(TransientError, match="died"):
         list(ordered_map(dies, range(2), 2))
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = (
+        "from tests.data.test_pool import leaves_its_id_and_sleeps as function\n"
+        "from vlm.data.pool import ordered_map\n"
+        f"if __name__ == '__main__': list(ordered_map(function, [{str(tmp_path)!r}] * 2, 2))\n"
+    )
+    (tmp_path / "main.py").write_text(script)
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": root}
+    child = subprocess.Popen([sys.executable, str(tmp_path / "main.py")], env=environment)
+    wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+    pids = [int(path.stem) for path in tmp_path.glob("*.pid")]
+    child.kill()
+    child.wait()
+    wait_for(lambda: not any(is_running(pid) for pid in pids))
+
+
+def leaves_its_id_and_sleeps(folder: str) -> None:
+    Path(folder, f"{os.getpid()}.pid").touch()
+    time.sleep(120)
+
+
+def is_running(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_no_tasks() -> None:

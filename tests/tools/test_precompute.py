@@ -49,11 +49,11 @@ def test_not_a_single_sample_ends_with_1(tmp_path: Path) -> None:
     output = tmp_path / "o"
     result = run_tool("precompute", "video", "--annotations", annotations, "--output", output)
     assert result.returncode == 1
-    assert "skipped: bad annotation" in result.stdout
+    assert "skipped: bad record" in result.stdout
 
 
 def test_a_mistake_is_one_line(tmp_path: Path) -> None:
     output = tmp_path / "o"
     result = run_tool("precompute", "video", "--annotations", "none", "--output", output)
-    assert "annotations none: No such file" in error_line(result)
+    assert "none: No such file" in error_line(result)
     assert not output.exists()

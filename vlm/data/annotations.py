@@ -1,16 +1,18 @@
 """Annotations: what each sample will say and which media it needs, one JSON object a line.
 
 Adapters (`vlm.data.adapters`) make them out of published data sets; ``index`` reads a file of them
-once and keeps only where its lines are; ``read`` gets one of them again, in whatever process needs
-it. Not here: what is made of them (`vlm.data.precompute`), opening media (`vlm.data.media`).
+once and keeps only where its lines are; ``read`` gets some of them again, in whatever process needs
+them. Not here: who writes that file (`vlm.data.spool`), what is made of
+them (`vlm.data.precompute`), opening media (`vlm.data.media`).
 """
 
-import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
+import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vlm.data import media
@@ -25,13 +27,17 @@ from vlm.data.schema import (
     Turn,
     explain,
 )
-from vlm.errors import DataError, SampleError
+from vlm.errors import DataError
 
 
 def _inside(ref: str) -> str:
     media.parse_ref(ref)
     return ref
 
+
+Kind = Literal["text", "image", "video"]
+KINDS: tuple[Kind, ...] = ("video", "image", "text")
+DELETE_IT = "delete the output folder and start again"
 
 #: what `vlm.data.media` opens, relative to the root folder
 Ref = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_inside)]
@@ -69,10 +75,8 @@ class Annotation(BaseModel):
         return self
 
     @property
-    def kind(self) -> Literal["text", "image", "video"]:
-        if self.video is not None:
-            return "video"
-        return "image" if self.images else "text"
+    def kind(self) -> Kind:
+        return kind_of(self.video, self.images)
 
     @property
     def split_identity(self) -> str:
@@ -103,80 +107,57 @@ class Failure(BaseModel):
     line: int | None = None
 
 
-class Line(NamedTuple):
-    """Where an annotation is: its line, from 0, and its first byte."""
+class Lines(NamedTuple):
+    """Where annotations are: their lines, from 0, and the first byte of each."""
 
-    number: int
-    offset: int
+    numbers: np.ndarray
+    offsets: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.numbers)
 
-@dataclass(frozen=True)
-class Index:
-    sha256: str
-    video: list[Line]
-    image: list[Line]
-    text: list[Line]
-    failures: list[Failure]
-
-    def by_kind(self) -> list[tuple[Literal["video", "image", "text"], list[Line]]]:
-        return [("video", self.video), ("image", self.image), ("text", self.text)]
+    def chunks(self, size: int) -> "list[Lines]":
+        starts = range(0, len(self), size)
+        return [Lines(*(column[i : i + size] for column in self)) for i in starts]
 
 
-def index(path: Path) -> Index:
-    """Finds every annotation, and its kind; faulty ones become failures.
+def index(path: Path) -> dict[Kind, Lines]:
+    """Finds every annotation of a file that ``vlm.data.spool`` wrote, by its kind.
 
     Raises:
-        DataError: the file cannot be read or holds no line.
+        DataError: a line is none, so the file was changed.
     """
-    found = Index(_sha256(path), [], [], [], [])
-    lines = dict(found.by_kind())
+    found: dict[Kind, tuple[array, array]] = {k: (array("Q"), array("Q")) for k in KINDS}
+    offset = 0
     with path.open("rb") as file:
-        for line, raw in _lines(file):
+        for number, raw in enumerate(file):
             try:
-                annotation = _parse(raw)
-            except SampleError as error:
-                failure = Failure(line=line.number + 1, reason="bad annotation", error=str(error))
-                found.failures.append(failure)
-                continue
-            lines[annotation.kind].append(line)
-    if not (any(lines.values()) or found.failures):
-        raise DataError(f"annotations {path}: the file is empty; expected one JSON object a line")
-    return found
+                fields = json.loads(raw)
+            except ValueError:
+                raise DataError(f"{path}, line {number + 1} is no JSON; {DELETE_IT}") from None
+            numbers, offsets = found[kind_of(fields.get("video"), fields.get("images"))]
+            numbers.append(number)
+            offsets.append(offset)
+            offset += len(raw)
+    return {kind: Lines(*map(np.asarray, columns)) for kind, columns in found.items()}
 
 
-def read(file: BinaryIO, line: Line) -> Annotation:
-    """One annotation of an indexed file."""
-    file.seek(line.offset)
-    return _parse(file.readline(MAX_JSON_BYTES + 1))
+def read(file: BinaryIO, lines: Lines) -> Iterator[tuple[int, Annotation]]:
+    """The annotations of some lines of an indexed file, with the numbers of the lines.
+
+    Raises:
+        DataError: a line is none, so the file was changed.
+    """
+    for number, offset in zip(lines.numbers.tolist(), lines.offsets.tolist(), strict=True):
+        file.seek(offset)
+        try:
+            yield number, Annotation.model_validate_json(file.readline(MAX_JSON_BYTES + 1))
+        except ValidationError as error:
+            where = f"{file.name}, line {number + 1}"
+            raise DataError(f"{where}: {explain(error)}; {DELETE_IT}") from None
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[Line, bytes]]:
-    number = offset = 0
-    while raw := file.readline(MAX_JSON_BYTES + 1):
-        length = len(raw)
-        while not raw.endswith(b"\n") and (rest := file.readline(MAX_JSON_BYTES)):
-            # too long a line is one fault, not several
-            length += len(rest)
-            if rest.endswith(b"\n"):
-                break
-        if raw.strip():
-            yield Line(number, offset), raw
-        number += 1
-        offset += length
-
-
-def _parse(raw: bytes) -> Annotation:
-    if len(raw) > MAX_JSON_BYTES:
-        raise SampleError(f"a line of more than {MAX_JSON_BYTES} bytes")
-    try:
-        return Annotation.model_validate_json(raw)
-    except ValidationError as error:
-        raise SampleError(explain(error)) from None
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"annotations {path}: {error.strerror}; expected JSON lines") from None
+def kind_of(video: str | None, images: Sequence[str] | None) -> Kind:
+    if video is not None:
+        return "video"
+    return "image" if images else "text"

@@ -154,7 +154,8 @@ class ParquetArchive:
 
     def read(self, member: str) -> bytes:
         where = f"{self.path.name}, cell {member[:200]!r}"
-        row, column, *inner = member.split("/")
+        row, _, path = member.partition("/")
+        column, *inner = path.split("/")
         with _faults_of(where):
             if not row.isdecimal() or int(row) >= self.starts[-1]:
                 raise KeyError(row)

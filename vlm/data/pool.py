@@ -1,10 +1,13 @@
 """Runs one function over many shards in processes; results come in the order of the tasks.
 
-Processes start fresh (spawn), so nothing of the parent's threads or locks is inherited. One worker
-means none: everything happens in the calling process.
+Processes start fresh (spawn), so nothing of the parent's threads or locks is inherited, and end
+when it does, even by SIGKILL. One worker means none: everything happens in the calling process.
+Not here: machines of a cluster (`vlm.data.cluster`).
 """
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -26,7 +29,7 @@ def ordered_map(
         yield from map(function, tasks)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
         yield from pool.map(function, tasks)
     except BrokenProcessPool:
@@ -35,3 +38,16 @@ def ordered_map(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for tasks for ever, or write beside the next
+    run."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "runs in a worker only"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent watch").start()

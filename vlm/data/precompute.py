@@ -1,43 +1,45 @@
-"""Annotations and videos to shards, in processes, each of which writes whole shards.
+"""Annotations and their media to shards, in processes, each of which writes whole shards.
 
 Shard i of a kind holds annotations ``i * samples_per_shard`` and on of that kind, in their order,
 under their line numbers as keys: so the bytes depend on no worker, and a second run can tell what
 is done by the names that are there. A clip that fails leaves a gap, never moves its neighbours.
 
-    OUTPUT/video-00000.tar  OUTPUT/text-00000.tar    complete, or absent
-    OUTPUT/failed.jsonl                              every annotation that is in no shard, and why
-    OUTPUT/failed/video-00000.jsonl                  the same of one shard, written before it
-    OUTPUT/precompute.json                           what a second run must agree with
+    OUTPUT/video-00000.tar  image-00000.tar  text-00000.tar    complete, or absent
+    OUTPUT/failed.jsonl                what is in no shard, and why
+    OUTPUT/failed/video-00000.jsonl    the same of one shard, written before it
 
-Not here: which frames (`vlm.data.frames`), the tar (`vlm.data.shards`).
+Not here: where annotations come from (`vlm.data.spool`), what runs the tasks (`vlm.data.pool`,
+`vlm.data.cluster`), which frames (`vlm.data.frames`), the tar (`vlm.data.shards`).
 """
 
-import json
+import fcntl
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from vlm.data import annotations
-from vlm.data.annotations import Annotation, Failure, Line
+from vlm.data.annotations import KINDS, Annotation, Failure, Kind, Lines
+from vlm.data.archives import MissingMediaError
 from vlm.data.frames import extract_frames
-from vlm.data.pool import ordered_map
+from vlm.data.image import load_image
+from vlm.data.media import MediaReader
 from vlm.data.schema import MAX_FRAMES
-from vlm.data.shards import ShardWriter, publish
+from vlm.data.shards import ShardWriter
+from vlm.data.spool import ANNOTATIONS_FILE, Source, read_failures, spool, write_failures
 from vlm.errors import ConfigError, DataError, SampleError
 
-SETTINGS_FILE = "precompute.json"
 FAILED_FILE = "failed.jsonl"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the bytes of the shards depend on, besides annotations and videos."""
+    """What the bytes of the shards depend on, besides annotations and media."""
 
     size: int = 224
     fps: float = 1.0
@@ -58,12 +60,11 @@ class Settings:
 @dataclass(frozen=True)
 class ShardTask:
     settings: Settings
-    annotations: Path
     root: Path
     output: Path
-    kind: Literal["video", "text"]
+    kind: Kind
     number: int
-    lines: list[Line]
+    lines: Lines
 
     @property
     def name(self) -> str:
@@ -71,7 +72,11 @@ class ShardTask:
 
     @property
     def is_done(self) -> bool:
-        return (self.output / f"{self.name}.tar").exists()
+        """Whether there is the shard, or the reason why there is none."""
+        if (self.output / f"{self.name}.tar").exists():
+            return True
+        failures = read_failures(self.failures_path)
+        return len(failures) == len(self.lines)
 
     @property
     def failures_path(self) -> Path:
@@ -82,74 +87,98 @@ class ShardTask:
 class ShardReport:
     num_samples: int
     num_frames: int
-    #: of the videos that were read
+    #: of the media that were read
     num_bytes: int
 
 
 @dataclass(frozen=True)
 class Report:
-    """What became of an annotation file."""
+    """What became of a data set."""
 
     num_shards: int
     num_written: int
     #: samples of shards that were there before
     num_present: int
+    #: samples of the other part of a split
+    num_other_split: int
     num_frames: int
     num_bytes: int
     seconds: float
-    #: annotations that are in no shard, by reason
+    #: what is in no shard, by reason
     failed: Counter[str]
 
 
+#: runs a function over all tasks, anywhere, and gives the results in the order of the tasks
+Engine = Callable[[Callable[[ShardTask], ShardReport], list[ShardTask]], Iterable[ShardReport]]
+
+
 def run(
-    annotation_path: Path,
-    root: Path,
+    source: Source,
     output: Path,
     settings: Settings,
-    workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    engine: Engine,
+    progress: Callable[[int, int], None],
 ) -> Report:
     """Writes every shard that is not there yet.
 
     Args:
-        root: Folder that the annotations' video paths start from.
-        progress: Called with (samples done, samples in all).
+        progress: Called with (samples done, samples in all); these grow until all are known.
 
     Raises:
-        DataError: the annotations cannot be read, or ``output`` holds shards made otherwise.
+        DataError: the data set is not there, or ``output`` holds shards made otherwise, or another
+            run is writing there.
     """
     started = time.perf_counter()
-    index = annotations.index(annotation_path)
-    _check_settings(output, settings, index.sha256)
-    tasks = [
-        ShardTask(settings, annotation_path, root, output, kind, number, lines)
-        for kind, all_lines in index.by_kind()
-        for number, lines in enumerate(_chunks(all_lines, settings.samples_per_shard))
-    ]
-    total = len(index.video) + len(index.text)
-    todo = [task for task in tasks if not task.is_done]
-    done = total - sum(len(task.lines) for task in todo)
-    if progress is not None:
+    asked = source.fingerprint() | asdict(settings)
+    with _locked(output):
+        found = spool(source, asked, output, lambda n: progress(0, n))
+        tasks = _tasks(source.root, output, settings)
+        total = found.num_annotations
+        todo = [task for task in tasks if not task.is_done]
+        done = total - sum(len(task.lines) for task in todo)
         progress(done, total)
-    written = []
-    for task, shard in zip(todo, ordered_map(write_shard, todo, workers), strict=True):
-        written.append(shard)
-        done += len(task.lines)
-        if progress is not None:
+        written = []
+        for task, shard in zip(todo, engine(write_shard, todo), strict=True):
+            written.append(shard)
+            done += len(task.lines)
             progress(done, total)
-    failures = index.failures + [f for task in tasks for f in _read_failures(task)]
-    failures.sort(key=lambda failure: failure.line)
-    _write_failures(output / FAILED_FILE, failures)
+        failures = [f for task in tasks for f in read_failures(task.failures_path)]
+        failures.sort(key=lambda failure: failure.line or 0)
+        write_failures(output / FAILED_FILE, found.failures + failures)
     num_written = sum(shard.num_samples for shard in written)
     return Report(
-        num_shards=len(tasks),
+        num_shards=sum((output / f"{task.name}.tar").exists() for task in tasks),
         num_written=num_written,
-        num_present=total + len(index.failures) - len(failures) - num_written,
+        num_present=total - len(failures) - num_written,
+        num_other_split=found.num_other_split,
         num_frames=sum(shard.num_frames for shard in written),
         num_bytes=sum(shard.num_bytes for shard in written),
         seconds=time.perf_counter() - started,
-        failed=Counter(failure.reason for failure in failures),
+        failed=Counter(failure.reason for failure in found.failures + failures),
     )
+
+
+def _tasks(root: Path, output: Path, settings: Settings) -> list[ShardTask]:
+    lines = annotations.index(output / ANNOTATIONS_FILE)
+    return [
+        ShardTask(settings, root, output, kind, number, chunk)
+        for kind in KINDS
+        for number, chunk in enumerate(lines[kind].chunks(settings.samples_per_shard))
+    ]
+
+
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Keeps a second run out, and clears away what one that was killed left unfinished."""
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{output}: another run is writing there; wait until it ends") from None
+        for path in [*output.glob(".*.tmp"), *output.glob("failed/.*.tmp")]:
+            path.unlink()
+        yield
 
 
 def write_shard(task: ShardTask) -> ShardReport:
@@ -157,88 +186,46 @@ def write_shard(task: ShardTask) -> ShardReport:
     failures: list[Failure] = []
     num_samples = num_frames = num_bytes = 0
     writer = ShardWriter(task.output, task.kind, task.settings.samples_per_shard, task.number)
-    with task.annotations.open("rb") as file, writer:
-        for line in task.lines:
-            annotation = annotations.read(file, line)
-            try:
-                frames, size = _frames(task, annotation)
-            except (SampleError, OSError) as error:
-                failures.append(_failure(line, annotation, error))
-                continue
-            writer.write(line.number, annotation.to_sample(len(frames)), frames)
-            num_samples += 1
-            num_frames += len(frames)
-            num_bytes += size
-        # before the shard gets its name, or a crash in between would lose them
-        _write_failures(task.failures_path, failures)
+    with (task.output / ANNOTATIONS_FILE).open("rb") as file, MediaReader(task.root) as media:
+        with writer:
+            for number, annotation in annotations.read(file, task.lines):
+                try:
+                    frames, size = _frames(task.settings, media, annotation)
+                except SampleError as error:
+                    failures.append(_failure(number, annotation, error))
+                    continue
+                writer.write(number, annotation.to_sample(len(frames)), frames)
+                num_samples += 1
+                num_frames += len(frames)
+                num_bytes += size
+            # before the shard gets its name, or a crash in between would lose them
+            write_failures(task.failures_path, failures)
     return ShardReport(num_samples, num_frames, num_bytes)
 
 
-def _frames(task: ShardTask, annotation: Annotation) -> tuple[list[np.ndarray], int]:
-    """The frames of an annotation, and how many bytes its video has."""
-    if annotation.video is None:
-        return [], 0
-    path = task.root / annotation.video
-    if not path.is_file():
-        # a pipe would never end
-        raise FileNotFoundError(f"{path} is no file")
-    settings = task.settings
-    with path.open("rb") as video:
-        frames = extract_frames(
-            video, size=settings.size, fps=settings.fps, max_frames=settings.max_frames
-        )
-        return frames, os.fstat(video.fileno()).st_size
+def _frames(
+    settings: Settings, media: MediaReader, annotation: Annotation
+) -> tuple[list[np.ndarray], int]:
+    """The frames of an annotation, and how many bytes its media have."""
+    if annotation.video is not None:
+        with media.open(annotation.video) as file:
+            frames = extract_frames(
+                file, size=settings.size, fps=settings.fps, max_frames=settings.max_frames
+            )
+            return frames, file.seek(0, os.SEEK_END)
+    frames, num_bytes = [], 0
+    for ref in annotation.images:
+        with media.open(ref) as file:
+            frames.append(load_image(file, settings.size))
+            num_bytes += file.seek(0, os.SEEK_END)
+    return frames, num_bytes
 
 
-def _failure(line: Line, annotation: Annotation, error: SampleError | OSError) -> Failure:
+def _failure(number: int, annotation: Annotation, error: SampleError) -> Failure:
+    fault = "missing" if isinstance(error, MissingMediaError) else "undecodable"
     return Failure(
-        line=line.number + 1,
+        line=number + 1,
         id=annotation.id,
-        reason="missing video" if isinstance(error, OSError) else "undecodable video",
-        error=f"{annotation.video}: {error}",
+        reason=f"{fault} {annotation.kind}",
+        error=f"{annotation.video or ', '.join(annotation.images[:4])}: {error}",
     )
-
-
-def _check_settings(output: Path, settings: Settings, annotations_sha256: str) -> None:
-    """Shards of two ways to make them do not lie in one folder."""
-    path = output / SETTINGS_FILE
-    ours = {"version": 1, **asdict(settings), "annotations_sha256": annotations_sha256}
-    if not path.exists():
-        output.mkdir(parents=True, exist_ok=True)
-        _write_text(path, json.dumps(ours, indent=1) + "\n")
-        return
-    try:
-        theirs = json.loads(path.read_text())
-    except ValueError:
-        raise DataError(f"{path} is not JSON; delete it and the shards beside it") from None
-    if theirs != ours:
-        names = [k for k in ours if not isinstance(theirs, dict) or theirs.get(k) != ours[k]]
-        raise DataError(
-            f"{output} holds shards made with other {', '.join(names)} (see {path}); expected the "
-            "same, take another --output"
-        )
-
-
-def _chunks(lines: list[Line], size: int) -> list[list[Line]]:
-    return [lines[i : i + size] for i in range(0, len(lines), size)]
-
-
-def _write_failures(path: Path, failures: list[Failure]) -> None:
-    if not failures:
-        path.unlink(missing_ok=True)
-        return
-    path.parent.mkdir(exist_ok=True)
-    _write_text(path, "".join(failure.model_dump_json() + "\n" for failure in failures))
-
-
-def _read_failures(task: ShardTask) -> list[Failure]:
-    if not task.failures_path.exists():
-        return []
-    lines = task.failures_path.read_text().splitlines()
-    return [Failure.model_validate_json(line) for line in lines]
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    publish(temporary, path)

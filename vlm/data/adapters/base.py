@@ -36,7 +36,8 @@ class Adapter:
     """One line of the registry."""
 
     annotations: Callable[[Path, Any], Iterator[Annotation | Failure]]
-    #: SPDX identifier where there is one, else a few words; travels with every sample
+    #: SPDX identifier where there is one, else a few words; travels with every sample that names
+    #: none of its own; empty if only they can know
     licence: str
     help: str
     #: frozen keyword-only dataclass whose fields are made with ``option``

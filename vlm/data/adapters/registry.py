@@ -11,7 +11,7 @@ ADAPTERS: dict[str, Adapter] = {
     "video": Adapter(
         annotations=video.annotations,
         options=video.Options,
-        licence="as given",
+        licence="",
         help="your own files of videos or images and text (JSON lines, JSON, CSV)",
     ),
 }
