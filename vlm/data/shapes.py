@@ -51,7 +51,7 @@ class Clip:
     named_by: str  # "shape" or "colour": how questions tell two shapes apart
 
 
-def make_clip(rng: np.random.Generator, max_seconds: int = 16, two_frac: float = 0.2) -> Clip:
+def make_clip(rng: np.random.Generator, max_seconds: int = 16, two_frac: float = 0.1) -> Clip:
     """Draws one clip."""
     # short clips are as common as long ones on a log scale
     duration_s = int(np.exp(rng.uniform(0, np.log(max_seconds + 1))))
