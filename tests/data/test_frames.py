@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.data.clips import indices, write_clip
 from vlm.data import frames
-from vlm.data.frames import extract_frames, resize_crop, sample_times
+from vlm.data.frames import count_frames, extract_frames, resize_crop, sample_times
 from vlm.errors import SampleError
 
 
@@ -19,6 +19,33 @@ from vlm.errors import SampleError
 )
 def test_one_frame_a_second(duration_s: float, count: int) -> None:
     assert sample_times(duration_s, 1.0, 64) == list(range(count))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "mov", "webm"])
+@pytest.mark.parametrize("rate", [8, Fraction(30000, 1001)])
+def test_frames_are_counted_without_decoding(
+    tmp_path: Path, suffix: str, rate: int | Fraction
+) -> None:
+    codec = {"avi": "mpeg4", "webm": "libvpx"}.get(suffix, "libx264")
+    for num_frames in (1, 39):
+        clip = write_clip(tmp_path / f"a.{suffix}", num_frames, fps=rate, codec=codec)
+        for fps, most in ((1.0, 64), (2.0, 4), (0.5, 64)):
+            with clip.open("rb") as file:
+                counted = count_frames(file, fps=fps, max_frames=most)
+            assert counted == len(extract_frames(clip, size=32, fps=fps, max_frames=most))
+
+
+def test_frames_of_uneven_times_are_counted_too(tmp_path: Path) -> None:
+    times = [0.0, 0.04, 0.5, 2.6, 2.7, 5.95]
+    for suffix in ("mp4", "mkv"):
+        clip = write_clip(tmp_path / f"a.{suffix}", len(times), times=times)
+        with clip.open("rb") as file:
+            assert count_frames(file) == len(extract_frames(clip, size=32))
+
+
+def test_what_is_no_video_has_no_frames_to_count(tmp_path: Path) -> None:
+    with pytest.raises(SampleError, match="cannot be decoded"):
+        count_frames(io.BytesIO(b"no video" * 99))
 
 
 def test_long_clips_are_sampled_evenly_to_their_end() -> None:

@@ -8,7 +8,16 @@ and shape are bounded. Not here: the JSON of other tools (`vlm.data.foreign`), t
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from vlm.errors import SampleError
 
@@ -106,6 +115,13 @@ class TokenPreference(_Strict):
         return self
 
 
+def _preference_form(preference: object) -> str:
+    is_text = isinstance(preference, Preference) or (
+        isinstance(preference, dict) and not isinstance(preference.get("chosen"), dict)
+    )
+    return "text" if is_text else "tokens"
+
+
 class Sample(_Strict):
     """The JSON member of a sample, version 1. Exactly one of the four forms is set."""
 
@@ -118,7 +134,13 @@ class Sample(_Strict):
     #: the answer to "Describe this."
     caption: str | None = None
     tokens: Tokens | None = None
-    preference: Preference | TokenPreference | None = None
+    preference: (
+        Annotated[
+            Annotated[Preference, Tag("text")] | Annotated[TokenPreference, Tag("tokens")],
+            Discriminator(_preference_form),
+        ]
+        | None
+    ) = None
     meta: dict[str, Any] = {}
 
     @model_validator(mode="after")
