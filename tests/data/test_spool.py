@@ -8,7 +8,7 @@ import pytest
 from vlm.data import spool as spools
 from vlm.data.adapters.base import Adapter
 from vlm.data.annotations import Annotation, Failure
-from vlm.data.spool import Source, Split, Spooled, spool
+from vlm.data.spool import Source, Split, Spooled, read_failures, spool
 from vlm.errors import ConfigError, DataError
 
 
@@ -43,7 +43,9 @@ def run(source: Source, output: Path) -> Spooled:
 def test_the_stream_is_written_with_its_licence(tmp_path: Path) -> None:
     found = run(Source("x", adapter(30), tmp_path, Options(stage=2)), tmp_path / "o")
     assert found.num_annotations == 27
-    assert [f.error for f in found.failures] == ["row 9", "row 19", "row 29"]
+    assert found.failed == {"bad record": 3}
+    failures = read_failures(tmp_path / "o" / "failed" / "adapter.jsonl")
+    assert [f.error for f in failures] == ["row 9", "row 19", "row 29"]
     first = lines(tmp_path / "o")[0]
     assert first == {
         "id": 0,
@@ -163,4 +165,4 @@ def test_shards_of_something_else(tmp_path: Path) -> None:
 def test_too_long_to_be_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spools, "MAX_JSON_BYTES", 80)
     found = run(Source("x", adapter(5), tmp_path, Options(stage=10**20)), tmp_path / "o")
-    assert [f.reason for f in found.failures] == ["too long"] * 5
+    assert found.failed == {"too long": 5}

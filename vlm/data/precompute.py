@@ -5,7 +5,7 @@ under their line numbers as keys: so the bytes depend on no worker, and a second
 is done by the names that are there. A clip that fails leaves a gap, never moves its neighbours.
 
     OUTPUT/video-00000.tar  image-00000.tar  text-00000.tar    complete, or absent
-    OUTPUT/failed.jsonl                what is in no shard, and why
+    OUTPUT/failed.jsonl                what is in no shard, and why; may be empty
     OUTPUT/failed/video-00000.jsonl    the same of one shard, written before it
 
 Not here: where annotations come from (`vlm.data.spool`), what runs the tasks (`vlm.data.pool`,
@@ -30,8 +30,15 @@ from vlm.data.frames import extract_frames
 from vlm.data.image import load_image
 from vlm.data.media import MediaReader
 from vlm.data.schema import MAX_FRAMES
-from vlm.data.shards import ShardWriter
-from vlm.data.spool import ANNOTATIONS_FILE, Source, read_failures, spool, write_failures
+from vlm.data.shards import ShardWriter, publish
+from vlm.data.spool import (
+    ADAPTER_FAILURES_FILE,
+    ANNOTATIONS_FILE,
+    Source,
+    read_failures,
+    spool,
+    write_failures,
+)
 from vlm.errors import ConfigError, DataError, SampleError
 
 FAILED_FILE = "failed.jsonl"
@@ -75,8 +82,7 @@ class ShardTask:
         """Whether there is the shard, or the reason why there is none."""
         if (self.output / f"{self.name}.tar").exists():
             return True
-        failures = read_failures(self.failures_path)
-        return len(failures) == len(self.lines)
+        return sum(1 for _ in read_failures(self.failures_path)) == len(self.lines)
 
     @property
     def failures_path(self) -> Path:
@@ -142,20 +148,32 @@ def run(
             written.append(shard)
             done += len(task.lines)
             progress(done, total)
-        failures = [f for task in tasks for f in read_failures(task.failures_path)]
-        failures.sort(key=lambda failure: failure.line or 0)
-        write_failures(output / FAILED_FILE, found.failures + failures)
+        failed = _join_failures(output, tasks)
     num_written = sum(shard.num_samples for shard in written)
     return Report(
         num_shards=sum((output / f"{task.name}.tar").exists() for task in tasks),
         num_written=num_written,
-        num_present=total - len(failures) - num_written,
+        num_present=total - failed.total() - num_written,
         num_other_split=found.num_other_split,
         num_frames=sum(shard.num_frames for shard in written),
         num_bytes=sum(shard.num_bytes for shard in written),
         seconds=time.perf_counter() - started,
-        failed=Counter(failure.reason for failure in found.failures + failures),
+        failed=failed + Counter(found.failed),
     )
+
+
+def _join_failures(output: Path, tasks: list[ShardTask]) -> Counter[str]:
+    """Writes all failures into one file; returns those of shards, by reason."""
+    counts: Counter[str] = Counter()
+    temporary = output / f".{FAILED_FILE}.tmp"
+    with temporary.open("wb") as file:
+        file.write((output / ADAPTER_FAILURES_FILE).read_bytes())
+        for task in tasks:
+            for failure in read_failures(task.failures_path):
+                counts[failure.reason] += 1
+                file.write(failure.model_dump_json().encode() + b"\n")
+    publish(temporary, output / FAILED_FILE)
+    return counts
 
 
 def _tasks(root: Path, output: Path, settings: Settings) -> list[ShardTask]:

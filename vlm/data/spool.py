@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from vlm.data.adapters.base import Adapter
 from vlm.data.annotations import DELETE_IT, Annotation, Failure
@@ -90,9 +90,10 @@ class Spooled:
 
     sha256: str
     num_annotations: int
-    #: of the other part
+    #: samples of the other part
     num_other_split: int
-    failures: list[Failure]
+    #: what the adapter could not use, by reason
+    failed: dict[str, int]
 
 
 def spool(
@@ -115,54 +116,65 @@ def spool(
     # lazy: an adapter finds out here whether its data set is there, before there is an output
     stream = _peeked(source.adapter.annotations(source.root, source.options))
     (output / "failed").mkdir(parents=True, exist_ok=True)
-    temporary = output / f".{ANNOTATIONS_FILE}.{os.getpid()}.tmp"
-    counts: Counter[str] = Counter()
-    failures: list[Failure] = []
-    with temporary.open("wb") as file:
-        for line in _lines(source, stream, counts, failures):
-            file.write(line)
-            if counts["taken"] % _REPORT_EVERY == 0:
-                progress(counts["taken"])
-    if not (counts["taken"] or failures):
-        temporary.unlink()
+    taken, failed = (
+        (path, path.with_name(f".{path.name}.tmp"))
+        for path in (output / ANNOTATIONS_FILE, output / ADAPTER_FAILURES_FILE)
+    )
+    with taken[1].open("wb") as annotations, failed[1].open("wb") as failures:
+        counts = _write(source, stream, annotations, failures, progress)
+    if not (counts.taken or counts.failed):
         raise DataError(f"{source.root}: {source.name} found no sample there; nothing is written")
-    publish(temporary, output / ANNOTATIONS_FILE)
-    write_failures(output / ADAPTER_FAILURES_FILE, failures)
-    sha256 = _sha256(output / ANNOTATIONS_FILE)
-    found = {
-        "annotations_sha256": sha256,
-        "num_annotations": counts["taken"],
-        "num_other_split": counts["other"],
-    }
-    write_text(output / SETTINGS_FILE, json.dumps(asked | found, indent=1) + "\n")
-    return Spooled(sha256, counts["taken"], counts["other"], failures)
+    for path, temporary in (taken, failed):
+        publish(temporary, path)
+    spooled = Spooled(
+        _sha256(output / ANNOTATIONS_FILE), counts.taken, counts.other_split, dict(counts.failed)
+    )
+    found = asked | dataclasses.asdict(spooled)
+    write_text(output / SETTINGS_FILE, json.dumps(found, indent=1) + "\n")
+    return spooled
 
 
-def _lines(
+@dataclass
+class _Counts:
+    taken: int
+    other_split: int
+    failed: Counter[str]
+
+
+def _write(
     source: Source,
     stream: Iterable[Annotation | Failure],
-    counts: Counter[str],
-    failures: list[Failure],
-) -> Iterator[bytes]:
-    """The lines to write; counts what is ``taken`` and what is of the ``other`` split."""
+    annotations: BinaryIO,
+    failures: BinaryIO,
+    progress: Callable[[int], None],
+) -> _Counts:
+    counts = _Counts(0, 0, Counter())
+
+    def fail(failure: Failure) -> None:
+        counts.failed[failure.reason] += 1
+        failures.write(failure.model_dump_json().encode() + b"\n")
+
     for item in stream:
         if isinstance(item, Failure):
-            failures.append(item)
+            fail(item)
             continue
         if not source.split.takes(item.split_identity):
-            counts["other"] += 1
+            counts.other_split += 1
             continue
         if item.licence is None and source.adapter.licence:
             item = item.model_copy(update={"licence": source.adapter.licence})
         line = item.model_dump_json(exclude_defaults=True).encode() + b"\n"
         if len(line) > MAX_JSON_BYTES:
             error = f"{len(line)} bytes, at most {MAX_JSON_BYTES} are read"
-            failures.append(Failure(reason="too long", error=error, id=item.id))
+            fail(Failure(reason="too long", error=error, id=item.id))
             continue
-        counts["taken"] += 1
-        yield line
-        if counts["taken"] == source.max_samples:
-            return
+        annotations.write(line)
+        counts.taken += 1
+        if counts.taken % _REPORT_EVERY == 0:
+            progress(counts.taken)
+        if counts.taken == source.max_samples:
+            break
+    return counts
 
 
 def _peeked(stream: Iterator[Annotation | Failure]) -> Iterator[Annotation | Failure]:
@@ -182,10 +194,10 @@ def _check_spooled(output: Path, asked: dict[str, Any]) -> Spooled:
     try:
         found = json.loads(path.read_text())
         spooled = Spooled(
-            found["annotations_sha256"],
+            found["sha256"],
             found["num_annotations"],
             found["num_other_split"],
-            read_failures(output / ADAPTER_FAILURES_FILE),
+            dict(found["failed"]),
         )
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{path} is none of ours; {DELETE_IT}") from None
@@ -223,11 +235,11 @@ def write_failures(path: Path, failures: Iterable[Failure]) -> None:
         path.unlink(missing_ok=True)
 
 
-def read_failures(path: Path) -> list[Failure]:
+def read_failures(path: Path) -> Iterator[Failure]:
     """What ``write_failures`` wrote; nothing if there is no file."""
-    if not path.exists():
-        return []
-    return [Failure.model_validate_json(line) for line in path.read_text().splitlines()]
+    if path.exists():
+        with path.open("rb") as file:
+            yield from map(Failure.model_validate_json, file)
 
 
 def write_text(path: Path, text: str) -> None:
