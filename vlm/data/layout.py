@@ -68,7 +68,7 @@ def read_content(members: Mapping[str, memoryview], where: str) -> Content:
         raise SampleError(
             f"{where}: frames as KEY.000.jpg and as KEY_000.jpg; expected one of both"
         )
-    images = {names[suffix]: members[names[suffix]] for suffix in _image_order(names, where)}
+    images = {names[suffix]: members[names[suffix]] for suffix in image_order(names, where)}
     video = {name: members[name] for suffix, name in names.items() if suffix in VIDEO_EXTENSIONS}
     if len(video) > 1 or (video and images):
         raise SampleError(
@@ -78,7 +78,7 @@ def read_content(members: Mapping[str, memoryview], where: str) -> Content:
     is_single = len(images) == 1 and any(suffix in IMAGE_EXTENSIONS for suffix in names)
     kind: Kind = "image" if is_single else "video" if images or video else "text"
     words = {suffix: members[names[suffix]] for suffix in WORD_EXTENSIONS if suffix in names}
-    sample = _read_words(words, f"{where}, member {key}.json", kind, num_images)
+    sample = read_words(words, f"{where}, member {key}.json", kind, num_images)
     if sample.frame_count != num_images:
         found = f"there are {num_images} images" if images or not video else "there is a video file"
         raise SampleError(
@@ -88,8 +88,12 @@ def read_content(members: Mapping[str, memoryview], where: str) -> Content:
     return Content(sample, images, video)
 
 
-def _image_order(suffixes: Collection[str], where: str) -> list[str]:
-    """Suffixes of the images: 000, 001 and on without a gap, or one that has no number."""
+def image_order(suffixes: Collection[str], where: str) -> list[str]:
+    """Suffixes of the images: 000, 001 and on without a gap, or one that has no number.
+
+    Raises:
+        SampleError: they are neither.
+    """
     images = sorted(suffix for suffix in suffixes if suffix.endswith(IMAGE_EXTENSIONS))
     if len(images) > MAX_FRAMES:
         raise SampleError(f"{where}: {len(images)} images, at most {MAX_FRAMES} are read")
@@ -105,13 +109,21 @@ def _image_order(suffixes: Collection[str], where: str) -> list[str]:
     return images
 
 
-def _read_words(
+def read_words(
     words: Mapping[str, memoryview],
     where: str,
     kind: Kind,
     num_images: int | None,
 ) -> Sample:
-    """The sample that JSON and text say, by our schema or as the foreign one it is."""
+    """The sample that JSON and text say, by our schema or as the foreign one it is.
+
+    Args:
+        words: Bodies of the members by suffix, out of `WORD_EXTENSIONS`.
+        num_images: None for a video file.
+
+    Raises:
+        SampleError: they are no sample.
+    """
     raw, text = words.get("json"), words.get("txt")
     for body in words.values():
         check_json_size(body, where)
