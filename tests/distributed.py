@@ -1,8 +1,9 @@
 """Runs functions on several ranks: real processes, gloo, DeepSpeed as the launcher starts it.
 
 ``ranks(2).run(function, *arguments)`` gives each rank's result. A process takes seconds to import
-what it needs, so a group of ranks is started once and lives as long as the test session; an error
-or a timeout ends it, and the next use starts a fresh one. ``Ranks(2)`` is a group of one's own,
+what it needs, so one process imports it, all ranks are forked from that one, and a group of ranks
+lives as long as the test session; an error or a timeout ends it, and the next use starts a fresh
+one. ``Ranks(2)`` is a group of one's own,
 for tests that need processes in which nothing has happened yet.
 """
 
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 120.0
+#: what the process imports that ranks are forked from
+PRELOADED = ["deepspeed", "transformers", "vlm.engine.setup"]
 
 
 class RankError(Exception):
@@ -70,7 +73,8 @@ class Ranks:
         return results
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
         port = free_port()
         folder = self._folder = Path(tempfile.mkdtemp(prefix="ranks-"))
         for rank in range(self.world_size):
