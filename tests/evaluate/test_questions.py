@@ -14,7 +14,7 @@ from tests.evaluate.world import (
     make_sample,
     make_samples,
 )
-from vlm.data.loader import Collator
+from vlm.data.collate import Collator
 from vlm.data.reader import LoadedSample
 from vlm.data.schema import Turn
 from vlm.evaluate import questions as module

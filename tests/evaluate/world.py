@@ -11,7 +11,7 @@ from tests.models.tiny import LANGUAGE, VISION
 from vlm.ckpt import save
 from vlm.config import AugmentConfig, ModelConfig
 from vlm.data import chat, manifest
-from vlm.data.loader import Collator
+from vlm.data.collate import Collator
 from vlm.data.reader import LoadedSample
 from vlm.data.schema import Sample, Turn
 from vlm.data.shards import ShardWriter

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from vlm.data import chat, manifest_file, parts
+from vlm.data import chat, manifest_file, parts, remote
 from vlm.data.decode import DEFAULT_SAMPLING, Sampling
 from vlm.data.foreign import DEFAULT_SOURCE
 from vlm.data.manifest_file import PLANNING_COLUMNS, Source
@@ -36,10 +36,23 @@ MAX_SIZE = 4096
 
 @dataclass(frozen=True)
 class ShardInfo:
-    path: Path
+    #: an absolute path, or a URL
+    location: str
     bytes: int
     sha256: str
     num_samples: int
+
+    @property
+    def path(self) -> Path:
+        """Where it lies on this machine.
+
+        Raises:
+            DataError: it does not.
+        """
+        if remote.is_remote(self.location):
+            shown = remote.display(self.location)
+            raise DataError(f"shard {shown}: is remote; this tool reads local shards, copy it here")
+        return Path(self.location)
 
 
 @dataclass(frozen=True)
@@ -99,13 +112,15 @@ class Manifest:
 
     def where(self, row: int) -> str:
         """Shard, byte and key of a sample, for errors."""
-        shard = self.shards[self.shard[row]].path
+        shard = remote.display(self.shards[self.shard[row]].location)
         return describe(shard, int(self.offset[row]), self.key(row))
 
     def check_shards(self) -> None:
-        """Raises DataError when a shard is missing or has another size than it had."""
+        """Raises DataError when a local shard is missing or has another size than it had."""
         faults = []
         for shard in self.shards:
+            if remote.is_remote(shard.location):
+                continue  # millions of requests; each is checked when it is read
             if not shard.path.is_file():
                 faults.append(f"{shard.path} is missing")
             elif (found := shard.path.stat().st_size) != shard.bytes:
@@ -186,8 +201,7 @@ def load(path: Path) -> Manifest:
     columns = {name: table[name].to_numpy().astype(np.uint32) for name in PLANNING_COLUMNS}
     folder = os.path.abspath(path.parent)
     infos = [
-        ShardInfo(Path(os.path.normpath(f"{folder}/{s.path}")), s.bytes, s.sha256, s.num_samples)
-        for s in header.shards
+        ShardInfo(_locate(s.path, folder), s.bytes, s.sha256, s.num_samples) for s in header.shards
     ]
     counts = np.bincount(columns["shard"], minlength=len(infos))
     if counts.tolist() != [info.num_samples for info in infos]:
@@ -202,3 +216,8 @@ def load(path: Path) -> Manifest:
         forms=header.forms,
         **columns,
     )
+
+
+def _locate(path: str, folder: str) -> str:
+    """Where a shard of the table lies; paths are relative to the manifest's folder."""
+    return path if remote.is_remote(path) else os.path.normpath(f"{folder}/{path}")

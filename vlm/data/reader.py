@@ -1,27 +1,22 @@
-"""From a row of the catalog to a checked sample and its decoded frames: one ``pread``.
+"""From a row of the catalog to a checked sample and its decoded frames: one read, no worker hop.
 
 Nothing gets through that is not what the manifest says. Not here: order (``vlm.data.plan``),
-tokens (``vlm.data.chat``), threads and batches (``vlm.data.loader``).
+waiting for shards (``vlm.data.storage``), threads and batches (``vlm.data.loader``).
 """
 
-import os
-import threading
-from collections import OrderedDict
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from vlm.data import shards
+from vlm.data import remote, shards
+from vlm.data.ahead import Range
 from vlm.data.catalog import Catalog
 from vlm.data.decode import decode_frames
 from vlm.data.layout import read_content
 from vlm.data.rows import content_hash
 from vlm.data.schema import Sample
+from vlm.data.storage import Storage
 from vlm.errors import SampleError
-
-#: shards that stay open: about those of one window of a plan, and far from the usual 1024 files
-MAX_OPEN_SHARDS = 256
 
 
 class LoadedSample(NamedTuple):
@@ -34,64 +29,69 @@ class LoadedSample(NamedTuple):
 class Reader:
     """Reads samples of a catalog by row; safe to share between threads."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, storage: Storage | None = None) -> None:
         self._catalog = catalog
-        self._files: OrderedDict[int, _OpenFile] = OrderedDict()
-        self._lock = threading.Lock()
+        self.storage = storage or Storage()
 
     def read(self, row: int) -> LoadedSample:
-        """One sample.
-
-        Raises:
-            SampleError: it cannot be read or decoded, or is not what the manifest says.
-        """
-        where = self._catalog.where(row)
+        """One sample in memory of its own. Raises what ``read_into`` does."""
         manifest, own = self._catalog.locate(row)
-        offset, length = int(manifest.offset[own]), int(manifest.length[own])
-        file = self._file(int(self._catalog.shard[row]), where)
-        buffer = shards.read_range(file.read, offset, length, where)
-        members = shards.read_members(buffer, where)
-        content = read_content(members, where)
         shape = (manifest.num_frames[own], manifest.height[own], manifest.width[own], 3)
         frames = np.empty(shape, np.uint8)
-        decode_frames(content, frames, manifest.sampling, where)
+        return LoadedSample(row, self.read_into(row, frames), frames)
+
+    def read_into(self, row: int, out: np.ndarray) -> Sample:
+        """One sample, its frames decoded into ``out``.
+
+        Args:
+            out: (T, H, W, 3) uint8; where T is k times what is stored, each frame fills k.
+
+        Raises:
+            SampleError: it cannot be decoded, or is not what the manifest says.
+            TransientError: its shard cannot be reached.
+        """
+        try:
+            return self._read(row, out)
+        except SampleError:
+            # What was kept of a shard, or arrived of it, may be damaged where the shard is not.
+            where = self._range(row)
+            self.storage.forget(where.location, where.offset, where.length, where.version)
+            return self._read(row, out)
+
+    def remote_range(self, row: int) -> Range | None:
+        """Where a row lies if that is not this machine."""
+        found = self._range(row)
+        return found if remote.is_remote(found.location) else None
+
+    def close(self) -> None:
+        self.storage.close()
+
+    def _range(self, row: int) -> Range:
+        manifest, own = self._catalog.locate(row)
+        shard = self._catalog.shards[self._catalog.shard[row]]
+        offset, length = int(manifest.offset[own]), int(manifest.length[own])
+        return Range(shard.location, shard.sha256, offset, length)
+
+    def _read(self, row: int, out: np.ndarray) -> Sample:
+        where = self._catalog.where(row)
+        manifest, own = self._catalog.locate(row)
+        location, version, offset, length = self._range(row)
+        buffer = self.storage.read(location, offset, length, version)
+        if len(buffer) != length:
+            raise SampleError(
+                f"{where}: found {len(buffer)} of {length} bytes; the shard has changed"
+            )
+        members = shards.read_members(buffer, where)
+        content = read_content(members, where)
+        stored = int(manifest.num_frames[own])
+        decode_frames(content, out[:stored], manifest.sampling, where)
         # last, because a fault found above is named more exactly
         if content_hash(members.values()) != manifest.content_hash([own])[0]:
             raise SampleError(
                 f"{where}: its content is not what the manifest was built from; the shard has "
                 "changed, build the manifest again"
             )
-        return LoadedSample(row, content.sample, frames)
-
-    def close(self) -> None:
-        with self._lock:
-            self._files.clear()
-
-    def _file(self, shard: int, where: str) -> "_OpenFile":
-        with self._lock:
-            if shard not in self._files:
-                self._files[shard] = _open(self._catalog.shards[shard].path, where)
-                if len(self._files) > MAX_OPEN_SHARDS:
-                    self._files.popitem(last=False)
-            self._files.move_to_end(shard)
-            return self._files[shard]
-
-
-class _OpenFile:
-    """Closed by whoever lets go of it last: no thread loses the file it reads from."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def read(self, offset: int, length: int) -> bytes:
-        return os.pread(self.fd, length, offset)
-
-    def __del__(self) -> None:
-        os.close(self.fd)
-
-
-def _open(path: Path, where: str) -> _OpenFile:
-    try:
-        return _OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-    except OSError as error:
-        raise SampleError(f"{where}: the shard cannot be opened: {error.strerror}") from None
+        if len(out) > stored:
+            assert stored and len(out) % stored == 0, (len(out), stored)
+            out[...] = out[:stored].repeat(len(out) // stored, axis=0)
+        return content.sample

@@ -168,5 +168,5 @@ def _cached_tokenizer(path: str, image_token: str) -> PreTrainedTokenizerFast:
     return chat.load_tokenizer(path, image_token)
 
 
-def describe(shard: Path, offset: int, key: str) -> str:
+def describe(shard: Path | str, offset: int, key: str) -> str:
     return f"{shard} at byte {offset}, key {key}"

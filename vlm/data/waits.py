@@ -39,3 +39,9 @@ class Waits:
         since, what = waiting[0]
         more = f" (and {len(waiting) - 1} more reads)" if len(waiting) > 1 else ""
         return f"{what}, for {time.monotonic() - since:.0f} s{more}"
+
+    def num_hanging(self, seconds: float) -> int:
+        """Reads that have taken longer than ``seconds`` so far."""
+        now = time.monotonic()
+        with self._lock:
+            return sum(now - since > seconds for since, _ in self._open.values())

@@ -15,7 +15,7 @@ import numpy as np
 
 from vlm.batch import Batch
 from vlm.data import chat
-from vlm.data.loader import Collator
+from vlm.data.collate import Collator
 from vlm.data.reader import LoadedSample
 from vlm.data.schema import MARK, Turn
 from vlm.models.foveated import FoveatedModel, Mode
