@@ -2,20 +2,27 @@ import hashlib
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.data import helpers
+from tests.data.clips import write_clip
 from tests.data.conftest import IMAGE_TOKEN
 from vlm.data import chat, manifest, shards
+from vlm.data.decode import Sampling
 from vlm.data.layout import read_content
 from vlm.errors import ConfigError, DataError
 
+ROOT = Path(__file__).parents[2]
 COUNTS = [3, 8, 0, 1, 64, 0, 5, 2, 4, 7]
 
 
@@ -200,3 +207,127 @@ def test_the_tokenizer_is_checked_first(tmp_path: Path) -> None:
     (path,) = helpers.write_shards(tmp_path, [2])
     with pytest.raises(ConfigError, match="tokenizer"):
         manifest.build([path], str(tmp_path / "none"), IMAGE_TOKEN, tmp_path / "m.parquet")
+
+
+def test_a_killed_build_goes_on(tokenizer_path: Path, tmp_path: Path) -> None:
+    paths = helpers.write_shards(tmp_path / "shards", [1, 2, 0, 3, 1, 0, 2], per_shard=1)
+    output = tmp_path / "m.parquet"
+    script = f"""
+import os, signal
+from pathlib import Path
+from vlm.data import manifest, parts, shards
+make = parts.make
+def die_at_the_fourth(task):
+    if task.shard.name.endswith("00003.tar"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return make(task)
+parts.make = die_at_the_fourth
+paths = shards.find_shards([Path({str(tmp_path / "shards")!r})])
+manifest.build(paths, {str(tokenizer_path)!r}, {IMAGE_TOKEN!r}, Path({str(output)!r}))
+"""
+    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not output.exists()
+    summary = manifest.build(paths, str(tokenizer_path), IMAGE_TOKEN, output)
+    assert (summary.num_shards, summary.num_read) == (7, 4)
+    again = tmp_path / "again.parquet"
+    assert manifest.build(paths, str(tokenizer_path), IMAGE_TOKEN, again).num_read == 7
+    assert again.read_bytes() == output.read_bytes()
+    names = [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert all("m.parquet" in name for name in names), "only what the killed one left"
+
+
+def test_only_shards_that_changed_are_read(tokenizer_path: Path, tmp_path: Path) -> None:
+    paths = helpers.write_shards(tmp_path / "shards", [1, 2, 0, 3], per_shard=1)
+    output = tmp_path / "m.parquet"
+
+    def build(*chosen: Path, **options: Any) -> manifest.Summary:
+        return manifest.build(chosen, str(tokenizer_path), IMAGE_TOKEN, output, **options)
+
+    first = build(*paths)
+    assert first.num_read == 4
+    again = build(*paths)
+    assert again.num_read == 0
+    assert (again.fingerprint, again.num_tokens) == (first.fingerprint, first.num_tokens)
+    assert build(*paths[::-1]).num_read == 0
+    helpers.write_tar(paths[1], helpers.tar_members(paths[3]))
+    assert build(*paths).num_read == 1
+    assert manifest.load(output).num_frames.tolist() == [1, 3, 0, 3]
+    helpers.write_shards(tmp_path / "shards", [5], prefix="more")
+    assert build(*paths, tmp_path / "shards" / "more-00000.tar").num_read == 1
+    assert build(*paths[:2]).num_read == 0
+    assert len(list((tmp_path / "m.parquet.parts").iterdir())) == 2
+    assert build(*paths[:2], size=8).num_read == 2
+
+
+def test_what_was_left_out_stays_known(tokenizer_path: Path, tmp_path: Path) -> None:
+    (path,) = helpers.write_shards(tmp_path, [1] * 4)
+    helpers.write_tar(path, helpers.tar_members(path)[:-1])
+    output = tmp_path / "m.parquet"
+    summaries = [
+        manifest.build([path], str(tokenizer_path), IMAGE_TOKEN, output, max_rejected_frac=0.5)
+        for _ in range(2)
+    ]
+    assert [summary.num_read for summary in summaries] == [1, 0]
+    assert summaries[0].rejected == summaries[1].rejected
+    with pytest.raises(DataError, match="1 of 4 samples cannot be used, at most 1%"):
+        manifest.build([path], str(tokenizer_path), IMAGE_TOKEN, output)
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"size": 0}, "size 0"),
+        ({"size": 100_000}, "size 100000"),
+        ({"sampling": Sampling(0.0, 64)}, "fps 0.0"),
+        ({"sampling": Sampling(float("nan"), 64)}, "fps nan"),
+        ({"sampling": Sampling(1.0, 65)}, "max_frames 65"),
+    ],
+)
+def test_options_out_of_range(
+    tokenizer_path: Path, tmp_path: Path, options: dict[str, Any], fault: str
+) -> None:
+    (path,) = helpers.write_shards(tmp_path, [2])
+    with pytest.raises(ConfigError, match=fault):
+        manifest.build([path], str(tokenizer_path), IMAGE_TOKEN, tmp_path / "m.parquet", **options)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_samples_of_every_form_and_layout(tokenizer_path: Path, tmp_path: Path) -> None:
+    """A whole folder of shards that nobody of us wrote, to one manifest and back."""
+    picture = shards.encode_jpeg(np.full((20, 30, 3), 99, np.uint8))
+    clip = write_clip(tmp_path / "c.mp4", 40).read_bytes()
+    tokens = {"token_ids": [20, 21, 22], "loss_mask": [0, 1, 1], "source": "o", "frame_count": 2}
+    pair = {"user": "Why?", "chosen_assistant": "red", "rejected_assistant": "green"}
+    members = {
+        "img.tar": [("7.jpg", picture), ("7.json", b'{"license": "MIT"}'), ("7.txt", b"a cat")],
+        "pair.tar": [("8.jpg", picture), ("8.json", json.dumps(pair).encode())],
+        "tokens.tar": [
+            ("9.json", json.dumps(tokens).encode()),
+            ("9_000.jpg", picture),
+            ("9_001.jpg", picture),
+        ],
+        "video.tar": [("6.mp4", clip), ("6.txt", b"a dog"), ("6.json", b"{}")],
+    }
+    paths = [helpers.write_tar(tmp_path / name, own) for name, own in members.items()]
+    output = tmp_path / "m.parquet"
+    summary = manifest.build(paths, str(tokenizer_path), IMAGE_TOKEN, output, size=16)
+    assert summary.forms == {"caption": 2, "preference": 1, "tokens": 1}
+    assert [(s.name, s.num_samples, s.licences) for s in summary.sources] == [
+        ("foreign", 3, ["MIT"]),
+        ("o", 1, []),
+    ]
+    loaded = manifest.load(output)
+    assert loaded.num_frames.tolist() == [1, 1, 2, 5]
+    assert loaded.kind.tolist() == [1, 1, 2, 2]
+    assert set(loaded.height) == set(loaded.width) == {16}
+    assert loaded.num_tokens[2] == 3
+    assert loaded.num_answer_tokens[2] == 2
+    both = [chat_length(tokenizer_path, "Why?", answer) for answer in ("red", "green")]
+    assert loaded.num_tokens[1] == sum(both), "a pair counts both of its branches"
+
+
+def chat_length(tokenizer_path: Path, question: str, answer: str) -> int:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_path)
+    text = f"<|user|>{question}<|end|><|assistant|>{answer}<|end|>"
+    return len(tokenizer.tokenize(text))
