@@ -12,6 +12,13 @@ def test_numbers_are_whole_and_above_0() -> None:
             arguments.positive(text)
 
 
+def test_seeds_are_whole_numbers() -> None:
+    assert arguments.seed("0") == 0
+    for text in ("-1", "x", "1e3"):
+        with pytest.raises(argparse.ArgumentTypeError, match="0 or more"):
+            arguments.seed(text)
+
+
 def test_shared_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     arguments.add_shards(parser)

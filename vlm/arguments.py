@@ -20,6 +20,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    """An argument that seeds random numbers: a whole number, 0 or more."""
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number, 0 or more")
+    return int(text)
+
+
 def add_shards(parser: argparse.ArgumentParser) -> None:
     """PATH ..., for ``shards.find_shards``."""
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="a tar or a folder")
