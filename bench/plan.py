@@ -64,7 +64,7 @@ def main() -> None:
 
 def _measure(rows: Rows, policy: Policy) -> str:
     started = time.perf_counter()
-    plan = Plan(rows, policy, "synthetic")
+    plan = Plan(rows, policy, ["synthetic"])
     steps: list[Step] = []
     for window in range(plan.num_windows):
         steps += plan.window(window)

@@ -20,10 +20,12 @@ SCRIPTS = ("launch", "tools")
 #: Modules that plan batches; no torch and no I/O reaches them
 PURE = {
     "vlm.data.bucket",
+    "vlm.data.mixture",
     "vlm.data.pack",
     "vlm.data.plan",
     "vlm.data.policy",
     "vlm.data.position",
+    "vlm.data.shares",
     "vlm.data.spare",
     "vlm.data.stream",
 }

@@ -51,7 +51,7 @@ def refusal(folder: Path, *overrides: str, **changes: Any) -> str:
 
 def test_the_least_recipe_loads_with_defaults(tmp_path: Path) -> None:
     recipe = load(tmp_path)
-    assert recipe.data.train == Path("data/train.parquet")
+    assert [one.manifest for one in recipe.data.train] == [Path("data/train.parquet")]
     assert recipe.data.batching == "bucketed"
     assert recipe.optim.lr.connector > recipe.optim.lr.language
     assert recipe.model.freeze == ()

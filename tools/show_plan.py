@@ -16,18 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from vlm import config, errors
-from vlm.data import manifest, planning
-from vlm.data.plan import Plan
+from vlm.data import planning
 
 
 def main(argv: Sequence[str]) -> int:
     args = _parse(argv)
-    recipe = config.load(args.recipe, args.overrides)
-    found = manifest.load(args.manifest or recipe.data.train)
-    policy = planning.policy_from_recipe(recipe, planning.tokens_per_frame(recipe.model.family))
-    rows = planning.rows_from_manifest(found, recipe.data.loss_on)
-    plan = Plan(rows, policy, found.fingerprint)
-    shown = planning.describe(plan, found, args.world_size, args.steps)
+    one = [f"data.train={json.dumps(str(args.manifest))}"] if args.manifest else []
+    recipe = config.load(args.recipe, [*args.overrides, *one])
+    catalog, plan = planning.open_plan(recipe)
+    shown = planning.describe(plan, catalog, args.world_size, args.steps)
     sys.stdout.write(json.dumps(shown) + "\n" if args.json else _to_text(shown))
     return 0
 

@@ -9,10 +9,10 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from vlm.errors import ConfigError
 
@@ -140,7 +140,8 @@ class StorageConfig(_Strict):
 
 
 class DataConfig(_Strict):
-    train: Path
+    #: a manifest, or a list of sources
+    train: Annotated[tuple[SourceConfig, ...], BeforeValidator(_short_form)] = Field(min_length=1)
     eval: Path
     batching: Literal["bucketed", "packed"] = "bucketed"
     #: micro-batches of a global step, over all ranks; world size must divide it
@@ -149,9 +150,52 @@ class DataConfig(_Strict):
     budget: int = Field(gt=0)
     #: what a frame costs beside its tokens in the language model, in tokens
     frame_cost: float = Field(0.0, ge=0)
+class SourceConfig(_Strict):
+    """One source of a mixture: a manifest, and how much of it."""
+
+    manifest: Path
+    #: what `weights_at` and errors call it; the manifest's file name if not set
+    name: str = ""
+    #: share among the sources that have one like it (frames, or text alone); all have one or none
+    weight: float | None = Field(None, ge=0)
+    #: passes in an epoch, where there are no weights
+    repeat: float = Field(1.0, gt=0)
+    #: most samples in an epoch (of those with frames, and of the text-only ones)
+    cap: int | None = Field(None, gt=0)
+    #: samples with frames that have fewer, or more, are left out
+    min_frames: int = Field(0, ge=0)
+    max_frames: int | None = Field(None, gt=0)
+    #: frames that each image is shown as
+    image_frames: int = Field(1, gt=0, le=64)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, found: Any) -> Any:
+        if isinstance(found, dict) and not found.get("name") and "manifest" in found:
+            return {**found, "name": Path(str(found["manifest"])).stem}
+        return found
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SourceConfig":
+        if self.weight is not None and self.repeat != 1:
+            raise ValueError("set one of `weight` and `repeat`: weights say how often samples come")
+        if self.max_frames is not None and self.max_frames < self.min_frames:
+            raise ValueError(f"max_frames is below min_frames={self.min_frames}; no sample fits")
+        return self
+
+
+def _short_form(found: Any) -> Any:
+    """A path alone is a mixture of one source."""
+    return ({"manifest": found},) if isinstance(found, str | Path) else found
+
+
     #: share of text-only samples among all samples
     text_frac: float = Field(0.0, ge=0, lt=1)
     #: samples planned at a time
+    #: what weights are shares of
+    weight_by: Literal["samples", "tokens", "frames"] = "samples"
+    #: global step -> source -> its weight from there on; others keep theirs
+    weights_at: dict[int, dict[str, float]] = {}
     window: int = Field(262_144, gt=0)
     #: `answers` learns assistant turns, `all` every text token
     loss_on: Literal["answers", "all"] = "answers"
@@ -161,6 +205,8 @@ class DataConfig(_Strict):
     #: micro-batches prepared ahead
     prefetch: int = Field(4, gt=0)
     #: share of samples that may be bad and replaced before the run stops
+    #: share of samples whose question stands before their frames
+    question_first_frac: float = Field(0.0, ge=0, le=1)
     max_bad_frac: float = Field(0.001, ge=0, le=1)
     storage: StorageConfig = StorageConfig()
 
@@ -173,6 +219,25 @@ class ScheduleConfig(_Strict):
     #: where cosine ends, as a share of the peak
     floor_frac: float = Field(0.1, ge=0, le=1)
 
+
+    @model_validator(mode="after")
+    def _weighed(self) -> "DataConfig":
+        names = [source.name for source in self.train]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"sources named {', '.join(sorted(twice))} twice; set their `name`")
+        weighed = [source.name for source in self.train if source.weight is not None]
+        if len(weighed) not in (0, len(names)):
+            without = ", ".join(name for name in names if name not in weighed)
+            raise ValueError(f"{without} without `weight`; give one to all sources or to none")
+        for step, weights in self.weights_at.items():
+            if unknown := sorted(set(weights) - set(weighed)):
+                raise ValueError(
+                    f"weights_at.{step}: {', '.join(unknown)}: no source with a weight; expected "
+                    f"some of {', '.join(weighed) or 'none'}"
+                )
+            if step < 1 or min(weights.values(), default=0) < 0:
+                raise ValueError(f"weights_at.{step}: expected a step from 1 up, weights from 0 up")
+        return self
 
 class LearningRates(_Strict):
     vision: float = Field(1e-5, ge=0)

@@ -62,7 +62,7 @@ def test_the_exported_model_is_the_engines(stage: int) -> None:
     found = ranks(2).run(runs.evaluate, recipe, stage)
     model = registry.load(runs.checkpoint(recipe, helpers.STEPS) / "model").eval()
     tokenizer = data.load_tokenizer(recipe)
-    source = data.open_source(recipe, tokenizer, recipe.data.eval, training=False)
+    source = data.open_source(recipe, tokenizer, training=False)
     for rank, (sums, tokens) in enumerate(found):
         loaded = next(data.steps(source, recipe, rank, 2, Position()))
         expected, num_tokens = eval_step(Plain(model), loaded.batches)

@@ -12,7 +12,7 @@ import pytest
 from tests.data.random_rows import make_policy, make_rows
 from vlm.data import plan
 from vlm.data.plan import Plan, Position, Step
-from vlm.data.policy import Policy, Rows
+from vlm.data.policy import Policy, Rows, SourcePolicy
 from vlm.errors import CheckpointError, ConfigError, DataError
 
 MODES = ("bucketed", "packed")
@@ -20,7 +20,7 @@ ROWS = make_rows(3000)
 
 
 def make_plan(rows: Rows = ROWS, **changes: Any) -> Plan:
-    return Plan(rows, make_policy(**changes), "fingerprint")
+    return Plan(rows, make_policy(**changes), ["fingerprint"])
 
 
 def epoch_rows(made: Plan, epoch: int) -> list[int]:
@@ -176,7 +176,9 @@ def test_positions_walk_through_windows_and_epochs() -> None:
 
 
 def test_a_position_of_another_plan_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="step 9999 of window 1, which has"):
+    with pytest.raises(
+        CheckpointError, match=r"step 9999 of window 1 \(step 0 "
+    ):
         next(make_plan().steps(Position(1, 9999)))
 
 
@@ -189,7 +191,7 @@ def test_seeds_and_epochs_differ(batching: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batching", "expected"), [("bucketed", "0b620180e9d0f955"), ("packed", "1b8028de092c673a")]
+    ("batching", "expected"), [("bucketed", "9c0a7b610e78cddf"), ("packed", "24989d05d4bf2585")]
 )
 def test_a_version_stays_what_it_is(batching: str, expected: str) -> None:
     """A run resumes only on the plan it began with. Raise ``plan.VERSION`` with these hashes."""
@@ -205,7 +207,7 @@ def test_a_version_stays_what_it_is(batching: str, expected: str) -> None:
     made = make_plan(rows, batching=batching, window=100, budget=2048)
     steps = [step for w in range(made.num_windows + 1) for step in made.window(w)]
     keys = ",".join(str(row) for row in itertools.chain(*content(steps)))
-    assert (plan.VERSION, hashlib.sha256(keys.encode()).hexdigest()[:16]) == (1, expected)
+    assert (plan.VERSION, hashlib.sha256(keys.encode()).hexdigest()[:16]) == (2, expected)
 
 
 def test_plan_id_covers_everything() -> None:
@@ -220,13 +222,17 @@ def test_plan_id_covers_everything() -> None:
         "text_frac": 0.1,
         "window": 501,
         "loss_on": "all",
+        "sources": (SourcePolicy(name="other"),),
+        "weight_by": "frames",
+        "weights_at": ((2, (1.0,)),),
+        "question_first_frac": 0.5,
     }
     assert set(changes) == {field.name for field in dataclasses.fields(policy)}
-    ids = [Plan(ROWS, policy, "one").plan_id, Plan(ROWS, policy, "two").plan_id]
+    ids = [Plan(ROWS, policy, ["one"]).plan_id, Plan(ROWS, policy, ["two"]).plan_id]
     for name, value in changes.items():
-        ids.append(Plan(ROWS, dataclasses.replace(policy, **{name: value}), "one").plan_id)
+        ids.append(Plan(ROWS, dataclasses.replace(policy, **{name: value}), ["one"]).plan_id)
     assert len(set(ids)) == len(ids)
-    assert ids[0] == Plan(make_rows(3000), make_policy(), "one").plan_id
+    assert ids[0] == Plan(make_rows(3000), make_policy(), ["one"]).plan_id
 
 
 # ---- what is refused ----

@@ -7,8 +7,10 @@ import pytest
 from tests.data import helpers
 from tests.data.conftest import IMAGE_TOKEN
 from vlm import config
-from vlm.data import manifest, planning
+from vlm.data import catalog, manifest, planning
+from vlm.data.catalog import Catalog
 from vlm.data.plan import Plan, step_hash
+from vlm.data.policy import SourcePolicy
 from vlm.errors import ConfigError
 
 
@@ -32,17 +34,17 @@ def make_recipe(**data: Any) -> config.Recipe:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> manifest.Manifest:
+def found(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> Catalog:
     folder = tmp_path_factory.mktemp("shards")
     paths = helpers.write_shards(folder, [0, 1, 2, 3, 5, 8, 1, 0, 9] * 8, per_shard=20)
     manifest.build(paths, str(tokenizer_path), IMAGE_TOKEN, folder / "m.parquet")
-    return manifest.load(folder / "m.parquet")
+    return catalog.load([("t", folder / "m.parquet", 1)])
 
 
-def make_plan(found: manifest.Manifest, recipe: config.Recipe) -> Plan:
+def make_plan(found: Catalog, recipe: config.Recipe) -> Plan:
     policy = planning.policy_from_recipe(recipe, 1)
-    rows = planning.rows_from_manifest(found, recipe.data.loss_on)
-    return Plan(rows, policy, found.fingerprint)
+    rows = planning.rows_from_catalog(found, recipe.data.loss_on)
+    return Plan(rows, policy, ["fingerprint"])
 
 
 def test_a_policy_is_the_recipe() -> None:
@@ -56,7 +58,15 @@ def test_a_policy_is_the_recipe() -> None:
         "loss_on": "all",
     }
     policy = planning.policy_from_recipe(make_recipe(**data), 16)
-    assert vars(policy) == {**data, "seed": 5, "tokens_per_frame": 16}
+    assert vars(policy) == {
+        **data,
+        "seed": 5,
+        "tokens_per_frame": 16,
+        "sources": (SourcePolicy(name="t"),),
+        "weight_by": "samples",
+        "weights_at": (),
+        "question_first_frac": 0.0,
+    }
 
 
 def test_families_are_known() -> None:
@@ -71,16 +81,16 @@ def test_a_seed_that_does_not_fit_is_refused() -> None:
         planning.policy_from_recipe(recipe, 1)
 
 
-def test_rows_are_the_manifest(found: manifest.Manifest) -> None:
-    rows = planning.rows_from_manifest(found, "answers")
+def test_rows_are_the_catalog(found: Catalog) -> None:
+    rows = planning.rows_from_catalog(found, "answers")
     assert rows.num_frames.tolist() == [0, 1, 2, 3, 5, 8, 1, 0, 9] * 8
     assert rows.num_loss_tokens is found.num_answer_tokens
-    assert planning.rows_from_manifest(found, "all").num_loss_tokens is found.num_tokens
+    assert planning.rows_from_catalog(found, "all").num_loss_tokens is found.num_tokens
     assert (np.diff(rows.shard.astype(int)) >= 0).all()
 
 
 @pytest.mark.parametrize("batching", ["bucketed", "packed"])
-def test_world_size_changes_ranks_and_nothing_else(found: manifest.Manifest, batching: str) -> None:
+def test_world_size_changes_ranks_and_nothing_else(found: Catalog, batching: str) -> None:
     made = make_plan(found, make_recipe(batching=batching, text_frac=0.2))
     shown = {w: planning.describe(made, found, w, 5) for w in (1, 2, 4, 8)}
     for world_size, one in shown.items():
@@ -95,7 +105,7 @@ def test_world_size_changes_ranks_and_nothing_else(found: manifest.Manifest, bat
     assert shown[1]["balance"] == 1
 
 
-def test_a_step_is_described_as_it_is(found: manifest.Manifest) -> None:
+def test_a_step_is_described_as_it_is(found: Catalog) -> None:
     made = make_plan(found, make_recipe(frame_cost=2.0, text_frac=0.2))
     shown = planning.describe(made, found, 2, 1)
     (step,) = made.window(0)[:1]

@@ -20,19 +20,19 @@ def recipe() -> Recipe:
 
 
 def open_train(recipe: Recipe) -> data.DataSource:
-    return data.open_source(recipe, data.load_tokenizer(recipe), recipe.data.train, training=True)
+    return data.open_source(recipe, data.load_tokenizer(recipe), training=True)
 
 
 def test_training_mixes_text_in_and_augments(recipe: Recipe) -> None:
     source = open_train(recipe)
     assert source.plan.policy.text_frac == helpers.TEXT_FRAC
     assert source.collator.augment == recipe.data.augment != AugmentConfig()
-    assert source.manifest.num_samples == len(helpers.TRAIN)
+    assert source.catalog.num_samples == len(helpers.TRAIN)
 
 
 def test_evaluation_has_neither(recipe: Recipe) -> None:
     tokenizer = data.load_tokenizer(recipe)
-    source = data.open_source(recipe, tokenizer, recipe.data.train, training=False)
+    source = data.open_source(recipe, tokenizer, training=False)
     assert source.collator.augment == AugmentConfig()
     kinds = {batch.kind for step in source.plan.window(0) for batch in step}
     assert "text" not in kinds
@@ -50,7 +50,7 @@ def test_ranks_share_each_step_and_run_all_of_it(recipe: Recipe) -> None:
             assert pair[0].next == pair[1].next
             keys = [key for one in pair for batch in one.batches for key in batch.keys]
             rows = np.concatenate([batch.rows for batch in pair[0].plan])
-            assert sorted(keys) == sorted(source.manifest.keys(rows))
+            assert sorted(keys) == sorted(source.catalog.keys(rows))
 
 
 def test_a_later_position_goes_on_where_an_earlier_one_got_to(recipe: Recipe) -> None:

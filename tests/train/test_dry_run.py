@@ -56,7 +56,7 @@ def test_the_first_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     recipe = helpers.recipe(tmp_path / "run")
     output = show(recipe, capsys)
     tokenizer = data.load_tokenizer(recipe)
-    source = data.open_source(recipe, tokenizer, recipe.data.train, training=True)
+    source = data.open_source(recipe, tokenizer, training=True)
     steps = data.steps(source, recipe, 0, 2, data.Position())
     batch = next(steps).batches[0]
     steps.close()

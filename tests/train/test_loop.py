@@ -78,13 +78,12 @@ def test_text_is_mixed_in_as_the_recipe_says() -> None:
 
 
 def open_source(recipe: Recipe, training: bool) -> data.DataSource:
-    path = recipe.data.train if training else recipe.data.eval
-    return data.open_source(recipe, data.load_tokenizer(recipe), path, training=training)
+    return data.open_source(recipe, data.load_tokenizer(recipe), training=training)
 
 
 def kinds(source: data.DataSource) -> dict[str, int]:
-    every = source.manifest.keys(range(source.manifest.num_samples))
-    return dict(zip(every, source.manifest.kind.tolist(), strict=True))
+    every = source.catalog.keys(range(source.catalog.num_samples))
+    return dict(zip(every, source.catalog.kind.tolist(), strict=True))
 
 
 def test_shares_and_speeds_are_sane() -> None:

@@ -65,6 +65,13 @@ def cut_bucketed(
     return order[np.lexsort((order, batch_of))], edges
 
 
+def fewest(
+    lengths: np.ndarray, frames: np.ndarray, kinds: np.ndarray, frame_cost: float, budget: float
+) -> int:
+    """Micro-batches that the rows need where their number need not be a multiple."""
+    return _count(_groups(lengths, frames, kinds, frame_cost), frame_cost, budget)
+
+
 def _groups(
     lengths: np.ndarray, frames: np.ndarray, kinds: np.ndarray, frame_cost: float
 ) -> list[_Group]:

@@ -90,6 +90,10 @@ class Catalog:
         found, own = self.locate(row)
         return found.where(own)
 
+    def names(self) -> str:
+        """The manifests, for errors."""
+        return ", ".join(f"manifest {found.path}" for found in self._manifests())
+
     def check_shards(self) -> None:
         """Raises DataError when a shard is missing or has another size than it had."""
         for found in self._manifests():

@@ -12,6 +12,8 @@ import numpy as np
 
 #: packed costs are whole numbers of this fraction of a token: sums are exact in any order
 _UNITS_PER_TOKEN = 1024
+#: budget / cost of bins that many rows fill
+OVERHEAD = 1.002
 
 #: ``order`` (n,) and ``edges`` (K+1,): micro-batch i of K holds the positions
 #: ``order[edges[i]:edges[i+1]]`` of the window's n rows, ascending. K is a multiple of M, no
@@ -158,14 +160,43 @@ def _nearest(costs: np.ndarray, sums: np.ndarray) -> np.ndarray:
 
 
 def _pack_steps(costs: np.ndarray, steps: list[np.ndarray], room: int, multiple: int) -> Cut | None:
-    orders, sizes = [], []
-    for rows in steps:
-        own = costs[rows]
-        if len(rows) < multiple or own.sum() > room * multiple:
-            return None
-        bin_of = np.asarray(lpt(own.tolist(), multiple))
-        if np.bincount(bin_of, own, multiple).max() > room:
-            return None
+    """Shares out the rows of each step among M bins; None where they do not fit."""
+    sizes = [len(rows) for rows in steps]
+    sums = [int(costs[rows].sum()) for rows in steps]
+    if min(sizes) < multiple or max(sums) > room * multiple:
+        return None
+    orders, counts = [], []
+    for rows, bin_of, most in zip(steps, *_fold(costs, steps, multiple), strict=True):
+        if most > room:
+            bin_of = np.asarray(lpt(costs[rows].tolist(), multiple))
+            if np.bincount(bin_of, costs[rows], multiple).max() > room:
+                return None
         orders.append(rows[np.argsort(bin_of, kind="stable")])
-        sizes.append(np.bincount(bin_of, minlength=multiple))
-    return np.concatenate(orders), np.cumsum(np.concatenate([[0], *sizes]))
+        counts.append(np.bincount(bin_of, minlength=multiple))
+    return np.concatenate(orders), np.cumsum(np.concatenate([[0], *counts]))
+
+
+def _fold(
+    costs: np.ndarray, steps: list[np.ndarray], multiple: int
+) -> tuple[list[np.ndarray], list[int]]:
+    """Longest first by rounds, all steps at once: each bin takes one row a round, the fullest the
+    lightest. As even as ``lpt`` where a bin takes many rows, and far faster.
+
+    Returns:
+        The bin of each row of each step, and the fullest bin of each step.
+    """
+    num_rounds = -(-max(map(len, steps)) // multiple)
+    padded = np.zeros((len(steps), num_rounds * multiple), np.int64)
+    for i, rows in enumerate(steps):
+        padded[i, : len(rows)] = costs[rows]
+    order = np.argsort(-padded, axis=1, kind="stable")
+    ranked = np.take_along_axis(padded, order, axis=1)
+    loads = np.zeros((len(steps), multiple), np.int64)
+    bins = np.empty_like(order)
+    for start in range(0, num_rounds * multiple, multiple):
+        emptiest = np.argsort(loads, axis=1, kind="stable")
+        here = slice(start, start + multiple)
+        np.put_along_axis(bins, order[:, here], emptiest, axis=1)
+        own = np.take_along_axis(loads, emptiest, axis=1) + ranked[:, here]
+        np.put_along_axis(loads, emptiest, own, axis=1)
+    return [bins[i, : len(rows)] for i, rows in enumerate(steps)], loads.max(axis=1).tolist()

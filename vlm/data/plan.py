@@ -1,7 +1,7 @@
 """The plan: which samples train together, in which order, for ever. A pure function.
 
-1. ``vlm.data.stream`` shuffles rows in blocks of neighbouring shards, anew each epoch.
-2. A window is one block of the main stream (vision), plus the text rows that are due by then.
+1. ``vlm.data.stream`` shuffles each source's rows in blocks of neighbouring shards, anew each pass.
+2. ``vlm.data.mixture`` says how many rows of which stream a window holds.
 3. ``vlm.data.bucket`` or ``vlm.data.pack`` cuts a window into micro-batches; M consecutive ones
    are one global step.
 4. ``assign`` says, last of all, which rank runs which of the M.
@@ -17,20 +17,23 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vlm.data import bucket, pack, spare
-from vlm.data.policy import KINDS, Policy, Rows, check
+from vlm.data.mixture import Mixture
+from vlm.data.policy import KINDS, Policy, Rows
 from vlm.data.position import Position
-from vlm.data.stream import MIX, ORDER, SAMPLE, Stream, permutation, philox
-from vlm.errors import CheckpointError, ConfigError, DataError
+from vlm.data.shares import decimal
+from vlm.data.stream import ORDER, QUESTION, SAMPLE, permutation, philox
+from vlm.errors import CheckpointError, ConfigError
 
 #: raised whenever the same inputs give other steps: a checkpoint must not resume across that
-VERSION = 1
+VERSION = 2
 _CACHED_WINDOWS = 2
+#: steps whose micro-batches are sorted by cost together
+_ALIKE_STEPS = 8
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -76,35 +79,35 @@ class Summary:
 class Plan:
     """The steps that a policy makes of rows.
 
+    Args:
+        fingerprints: Of the manifests, in the order of ``policy.sources``.
+
     Raises:
-        ConfigError: too few samples for M micro-batches, or no text where the policy wants some.
+        ConfigError: too few samples for M micro-batches, or shares that cannot be met.
         DataError: no rows, rows not in shard order, or samples that fit no micro-batch.
     """
 
-    def __init__(self, rows: Rows, policy: Policy, fingerprint: str) -> None:
+    def __init__(self, rows: Rows, policy: Policy, fingerprints: Sequence[str]) -> None:
+        assert len(policy.sources) == len(fingerprints) == len(rows.first_rows) - 1
         self.rows = rows
         self.policy = policy
-        identity = [VERSION, fingerprint, dataclasses.asdict(policy)]
-        text = json.dumps(identity, sort_keys=True)
+        #: all that makes this plan what it is, as JSON holds it
+        self.identity = identity(policy, fingerprints)
+        text = json.dumps(self.identity, sort_keys=True)
         self.plan_id = hashlib.sha256(text.encode()).hexdigest()[:16]
-        self._main, self._text = _streams(rows, policy)
-        self._text_per_main = Fraction(0)
-        if self._text is not None:
-            share = Fraction(str(policy.text_frac))  # the decimal number that the recipe holds
-            self._text_per_main = share / (1 - share)
-        self._chosen = self._main.chosen
-        if self._text is not None:
-            self._chosen = self._chosen | self._text.chosen
+        self.mixture = Mixture(rows, policy, self._try)
+        #: steps of each window that was planned; who knows more may add to it, and ``seek`` is fast
+        self.num_steps: dict[int, int] = {}
         self._cache: dict[int, list[Step]] = {}
         self._check()
 
     @property
     def num_windows(self) -> int:
-        """Windows of one epoch of the main stream."""
-        return self._main.num_blocks
+        """Windows of an epoch, until weights change."""
+        return self.mixture.phases[0].num_windows
 
     def epoch(self, window: int) -> int:
-        return window // self.num_windows
+        return self.mixture.epoch(window)
 
     def window(self, index: int) -> list[Step]:
         """All steps of a window. The last two asked for are kept."""
@@ -114,49 +117,59 @@ class Plan:
             while len(self._cache) >= _CACHED_WINDOWS:
                 del self._cache[next(iter(self._cache))]
             self._cache[index] = steps
+            self.num_steps[index] = len(steps)
         return self._cache[index]
 
     def steps_in_window(self, index: int) -> int:
-        return len(self.window(index))
+        return self.num_steps[index] if index in self.num_steps else len(self.window(index))
 
     def steps(self, position: Position | None = None) -> Iterator[Planned]:
         """Yields steps without end from ``position`` on."""
         at = position or Position()
         while True:
-            steps = self.window(at.window)
-            if not 0 <= at.step < len(steps):
+            steps, phase = self.window(at.window), self.mixture.phase(at.window)
+            if not (0 <= at.step < len(steps) and phase.holds(at.global_step)):
                 raise CheckpointError(
-                    f"data position: step {at.step} of window {at.window}, which has "
-                    f"{len(steps)} steps; the position belongs to another plan"
+                    f"data position: step {at.step} of window {at.window} (step {at.global_step} "
+                    f"of all), which has {len(steps)} steps; the position belongs to another plan"
                 )
             epoch = self.epoch(at.window)
             for i in range(at.step, len(steps)):
-                last = i + 1 == len(steps)
-                window, step = (at.window + 1, 0) if last else (at.window, i + 1)
-                following = Position(window, step, at.global_step + 1)
+                following = Position(at.window, i + 1, at.global_step + 1)
+                if i + 1 == len(steps):
+                    following = Position(at.window + 1, 0, at.global_step + 1)
+                if following.global_step == phase.stop_step:
+                    following = Position(phase.stop_step, 0, phase.stop_step)
                 yield Planned(at, following, epoch, steps[i])
                 at = following
+                if at.step == 0:
+                    break
 
     def seek(self, global_step: int) -> Position:
-        """Where a step lies. Plans every window before it; a kept ``Position`` needs none."""
-        index, left = 0, global_step
+        """Where a step lies. Plans every window before it whose ``num_steps`` is not known; a kept
+        ``Position`` needs none."""
+        index = self.mixture.phase(global_step).first_step
+        left = global_step - index
         while left >= (count := self.steps_in_window(index)):
             index, left = index + 1, left - count
         return Position(index, left, global_step)
 
     def question_first(self, row: int, epoch: int) -> bool:
         """Whether a sample's question stands before its frames; ``epoch`` of its MicroBatch."""
-        return False
+        share = decimal(self.policy.question_first_frac)
+        if not share:
+            return False
+        drawn = int(philox(self.policy.seed, QUESTION, epoch, row).random_raw(1)[0])
+        return drawn < share * 2**64
 
     def substitutes(self, row: int, epoch: int) -> Iterator[int]:
         """Rows that may stand in for a bad one, best first; the same on every rank."""
         per_frame, seed = self.policy.tokens_per_frame, self.policy.seed
-        return spare.substitutes(self.rows, self._chosen, per_frame, seed, epoch, row)
+        return spare.substitutes(self.rows, self.mixture.chosen, per_frame, seed, epoch, row)
 
     def _plan_window(self, index: int) -> list[Step]:
         policy = self.policy
-        epoch, block = divmod(index, self.num_windows)
-        rows = self._window_rows(epoch, block)
+        rows, epochs = self.mixture.rows(index)
         lengths, frames = self.rows.sizes(rows, policy.tokens_per_frame)
         kinds = self.rows.kind[rows]
         if policy.batching == "bucketed":
@@ -174,26 +187,27 @@ class Plan:
                 f"data.budget={policy.budget:g} without an empty one; raise data.budget to twice "
                 "the cost of a common sample, or lower data.micro_batches"
             )
-        epochs = np.full(len(rows), epoch)
         batches = self._micro_batches(rows, epochs, lengths, frames, kinds, cut)
-        if policy.batching == "bucketed":
-            key = philox(policy.seed, ORDER, epoch, block)
-            batches = [batches[i] for i in _spread(key, [b.kind == "text" for b in batches])]
         size = policy.micro_batches
+        if policy.batching == "bucketed":
+            bits = philox(policy.seed, ORDER, 0, index)
+            order = _order(
+                bits, [b.kind == "text" for b in batches], [b.cost for b in batches], size
+            )
+            batches = [batches[i] for i in order]
         return [tuple(batches[i : i + size]) for i in range(0, len(batches), size)]
 
-    def _window_rows(self, epoch: int, block: int) -> np.ndarray:
-        rows = self._main.block(epoch, block)
-        if self._text is None:
-            return rows
-        before = epoch * self._main.num_rows + self._main.rows_before(epoch, block)
-        texts = self._text.take(self._num_text(before), self._num_text(before + len(rows)))
-        rows = np.concatenate([rows, texts])
-        return rows[permutation(philox(self.policy.seed, MIX, epoch, block), len(rows))]
-
-    def _num_text(self, num_main: int) -> int:
-        """Text rows due after so many of the main stream: the nearest to the share there is."""
-        return math.floor(num_main * self._text_per_main + Fraction(1, 2))
+    def _try(self, rows: np.ndarray) -> tuple[float, float]:
+        """Budget spent on rows / their cost, and the deviation of their cost / its mean."""
+        policy = self.policy
+        lengths, frames = self.rows.sizes(rows, policy.tokens_per_frame)
+        costs = lengths + policy.frame_cost * frames
+        overhead = pack.OVERHEAD
+        if policy.batching == "bucketed":
+            kinds = self.rows.kind[rows]
+            num = bucket.fewest(lengths, frames, kinds, policy.frame_cost, policy.budget)
+            overhead = num * policy.budget / float(costs.sum())
+        return overhead, float(costs.std() / costs.mean())
 
     def _micro_batches(
         self,
@@ -223,9 +237,8 @@ class Plan:
 
     def _check(self) -> None:
         policy = self.policy
-        num_light = check(self.rows, self._chosen, policy)
-        smallest = min(self._main.num_rows, self._main.block_size)
-        smallest += self._num_text(smallest)
+        windows = [p.first_step + w for p in self.mixture.phases for w in range(p.num_windows)]
+        smallest = min(map(self.mixture.num_rows, windows))
         if smallest < policy.micro_batches:
             raise ConfigError(
                 f"{smallest} samples to train on, but data.micro_batches={policy.micro_batches} "
@@ -235,9 +248,19 @@ class Plan:
         # Two light samples of a group fit one micro-batch, so where there are plenty the number
         # of micro-batches can be chosen. Where not, try: better to fail here than after hours.
         plenty = 4 * (policy.micro_batches + 16 * len(KINDS))
-        if num_light < plenty * self.num_windows:
-            for index in range(self.num_windows):
+        if self.mixture.num_light < plenty * self.num_windows:
+            for index in windows:
                 self.window(index)
+
+
+def identity(policy: Policy, fingerprints: Sequence[str]) -> dict[str, Any]:
+    """What ``plan_id`` is a hash of; two of them show why plans differ."""
+    found = json.loads(json.dumps(dataclasses.asdict(policy)))  # a tuple is a list in JSON
+    sources = {
+        source.pop("name"): {**source, "fingerprint": fingerprint}
+        for source, fingerprint in zip(found["sources"], fingerprints, strict=True)
+    }
+    return {"version": VERSION, **found, "sources": sources}
 
 
 def assign(step_costs: Sequence[float], world_size: int) -> list[list[int]]:
@@ -293,31 +316,26 @@ def sample_rng(seed: int, epoch: int, row: int) -> np.random.Generator:
     return np.random.Generator(philox(seed, SAMPLE, epoch, row))
 
 
-def _streams(rows: Rows, policy: Policy) -> tuple[Stream, Stream | None]:
-    """The main stream, and the text stream where the policy mixes it in."""
-    if not len(rows):
-        raise DataError("the manifest holds no samples; build it from shards that do")
-    if (rows.shard[1:] < rows.shard[:-1]).any():
-        raise DataError("the manifest's rows are not in the order of its shards; build it again")
-    is_text = rows.kind == 0
-    size = max(policy.window, 4 * policy.micro_batches)  # a window feeds every micro-batch
-    if is_text.all():
-        return Stream(rows.shard, is_text, policy.seed, True, size), None
-    main = Stream(rows.shard, ~is_text, policy.seed, False, size)
-    if policy.text_frac == 0:
-        return main, None
-    if not is_text.any():
-        raise ConfigError(
-            f"data.text_frac={policy.text_frac}, but the manifest holds no text-only samples; "
-            "add some or set data.text_frac=0"
-        )
-    return main, Stream(rows.shard, is_text, policy.seed, True, policy.window)
+def _order(
+    bits: np.random.Philox, is_text: Sequence[bool], costs: Sequence[float], size: int
+) -> list[int]:
+    """An order of micro-batches for steps of ``size``: shuffled, those of text at even distances.
 
-
-def _spread(bits: np.random.Philox, is_text: list[bool]) -> list[int]:
-    """An order of micro-batches: shuffled, those of text at even distances among the others."""
+    A few steps at a time, those that cost alike are put together, or ranks would wait.
+    """
     order = permutation(bits, len(is_text)).tolist()
     texts = [i for i in order if is_text[i]]
-    others = iter([i for i in order if not is_text[i]])
-    slots = {(2 * j + 1) * len(order) // (2 * len(texts)): i for j, i in enumerate(texts)}
-    return [slots[slot] if slot in slots else next(others) for slot in range(len(order))]
+    others = [i for i in order if not is_text[i]]
+    slots = {(2 * j + 1) * len(order) // (2 * len(texts)) for j in range(len(texts))}
+    place = [slot in slots for slot in range(len(order))]
+    found: list[int] = []
+    span = _ALIKE_STEPS * size
+    for start in range(0, len(order), span):
+        own = place[start : start + span]
+        num_text = sum(own)
+        parts = {True: texts[:num_text], False: others[: len(own) - num_text]}
+        texts, others = texts[num_text:], others[len(own) - num_text :]
+        alike = {key: iter(sorted(part, key=costs.__getitem__)) for key, part in parts.items()}
+        found += [next(alike[key]) for key in own]
+    steps = permutation(bits, len(order) // size).tolist()
+    return [i for step in steps for i in found[step * size : (step + 1) * size]]

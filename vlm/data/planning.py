@@ -1,4 +1,4 @@
-"""From a recipe and a manifest to what a plan is made of, and a plan in plain words.
+"""From a recipe and its manifests to what a plan is made of, and a plan in plain words.
 
 Not here: the plan itself (``vlm.data.plan``), which knows neither recipes nor manifests.
 """
@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vlm.config import Recipe
-from vlm.data.manifest import Manifest
-from vlm.data.plan import Plan, Policy, Rows, Step, assign, step_hash, summary
+from vlm.config import DataConfig, Recipe, SourceConfig
+from vlm.data import catalog
+from vlm.data.catalog import Catalog
+from vlm.data.plan import Plan, Step, assign, step_hash, summary
+from vlm.data.policy import KINDS, Policy, Rows, SourcePolicy
 from vlm.errors import ConfigError
 
 #: placeholders of a frame in the language model, by model family
@@ -23,6 +25,28 @@ def tokens_per_frame(family: str) -> int:
         known = ", ".join(TOKENS_PER_FRAME)
         raise ConfigError(f"model.family={family}: no such family; expected one of {known}")
     return TOKENS_PER_FRAME[family]
+
+
+def open_plan(recipe: Recipe, *, training: bool = True) -> tuple[Catalog, Plan]:
+    """The samples of a recipe and the plan over them.
+
+    Raises:
+        DataError: a manifest is missing or damaged, or its samples fit no plan.
+        ConfigError: the recipe asks for what its samples cannot give.
+    """
+    data = recipe.data if training else _held_out(recipe.data)
+    opened = catalog.load([(one.name, one.manifest, one.image_frames) for one in data.train])
+    per_frame = tokens_per_frame(recipe.model.family)
+    policy = policy_from_recipe(recipe.model_copy(update={"data": data}), per_frame)
+    fingerprints = [source.manifest.fingerprint for source in opened.sources]
+    return opened, Plan(rows_from_catalog(opened, data.loss_on), policy, fingerprints)
+
+
+def _held_out(data: DataConfig) -> DataConfig:
+    """Text-only samples teach; what is measured is how videos are seen, each once."""
+    source = SourceConfig(manifest=data.eval)
+    changes = {"train": (source,), "text_frac": 0.0, "weights_at": {}, "question_first_frac": 0.0}
+    return data.model_copy(update=changes)
 
 
 def policy_from_recipe(recipe: Recipe, tokens_per_frame: int) -> Policy:
@@ -39,22 +63,44 @@ def policy_from_recipe(recipe: Recipe, tokens_per_frame: int) -> Policy:
         text_frac=data.text_frac,
         window=data.window,
         loss_on=data.loss_on,
+        sources=tuple(SourcePolicy(**one.model_dump(exclude={"manifest"})) for one in data.train),
+        weight_by=data.weight_by,
+        weights_at=tuple(_weights_at(data)),
+        question_first_frac=data.question_first_frac,
     )
 
 
-def rows_from_manifest(manifest: Manifest, loss_on: Literal["answers", "all"]) -> Rows:
+def _weights_at(data: DataConfig) -> Iterator[tuple[int, tuple[float, ...]]]:
+    """Each change with the weights of all sources, in the order of steps."""
+    now = {one.name: one.weight for one in data.train if one.weight is not None}
+    for step in sorted(data.weights_at):
+        now |= data.weights_at[step]
+        yield step, tuple(now.values())
+
+
+def rows_from_catalog(catalog: Catalog, loss_on: Literal["answers", "all"]) -> Rows:
     answers_only = loss_on == "answers"
     return Rows(
-        num_frames=manifest.num_frames,
-        num_tokens=manifest.num_tokens,
-        kind=manifest.kind,
-        shard=manifest.shard,
-        num_loss_tokens=manifest.num_answer_tokens if answers_only else manifest.num_tokens,
-        first_rows=np.array([0, manifest.num_samples]),
+        num_frames=_frames_shown(catalog),
+        num_tokens=catalog.num_tokens,
+        kind=catalog.kind,
+        shard=catalog.shard,
+        num_loss_tokens=catalog.num_answer_tokens if answers_only else catalog.num_tokens,
+        first_rows=catalog.first_rows,
     )
 
 
-def describe(plan: Plan, manifest: Manifest, world_size: int, num_steps: int) -> dict[str, Any]:
+def _frames_shown(catalog: Catalog) -> np.ndarray:
+    """(n,) frames of each row after images are repeated; the catalog's own where none are."""
+    frames = catalog.num_frames
+    if all(source.image_frames == 1 for source in catalog.sources):
+        return frames
+    repeats = [source.image_frames for source in catalog.sources]
+    each = np.repeat(np.array(repeats, frames.dtype), np.diff(catalog.first_rows))
+    return np.where(catalog.kind == KINDS.index("image"), frames * each, frames)
+
+
+def describe(plan: Plan, catalog: Catalog, world_size: int, num_steps: int) -> dict[str, Any]:
     """The first steps of a plan: what each rank would run, and how full and even that is."""
     steps = [planned.step for planned in itertools.islice(plan.steps(), num_steps)]
     found = summary(steps, plan.policy, world_size)
@@ -62,7 +108,7 @@ def describe(plan: Plan, manifest: Manifest, world_size: int, num_steps: int) ->
         "plan_id": plan.plan_id,
         "steps": [
             {
-                "hash": step_hash(manifest.keys(np.concatenate([batch.rows for batch in step]))),
+                "hash": step_hash(catalog.keys(np.concatenate([batch.rows for batch in step]))),
                 "micro_batches": list(_describe_step(step, world_size)),
             }
             for step in steps

@@ -18,6 +18,24 @@ _CHUNK = 1 << 20  # rows checked at a time, so that memory stays bounded
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourcePolicy:
+    """How much of a source is trained on."""
+
+    name: str = "train"
+    #: share among the sources, see ``Policy.weight_by``; None: as many as there are
+    weight: float | None = None
+    #: passes in an epoch, where there are no weights
+    repeat: float = 1.0
+    #: most samples in an epoch
+    cap: int | None = None
+    #: samples with frames that have fewer, or more, are left out
+    min_frames: int = 0
+    max_frames: int | None = None
+    #: frames that an image is shown as
+    image_frames: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Policy:
     """How rows become steps."""
 
@@ -35,12 +53,20 @@ class Policy:
     #: rows of the main stream in a window, at least
     window: int
     loss_on: Literal["answers", "all"]
+    sources: tuple[SourcePolicy, ...] = (SourcePolicy(),)
+    #: what weights are shares of; of text-only samples, which have no frames, at least samples
+    weight_by: Literal["samples", "tokens", "frames"] = "samples"
+    #: (global step, weights of all sources from there on), ascending
+    weights_at: tuple[tuple[int, tuple[float, ...]], ...] = ()
+    #: share of samples whose question stands before their frames
+    question_first_frac: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
     """What the plan knows of the samples: arrays of one length, in the order of the shards."""
 
+    #: as shown: an image may stand for several
     num_frames: np.ndarray
     #: text tokens, without placeholders of frames
     num_tokens: np.ndarray

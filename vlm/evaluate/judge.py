@@ -26,7 +26,7 @@ from vlm.ckpt import load as checkpoints
 from vlm.ckpt.save import MODEL, TRAINER, replace_text
 from vlm.config import Recipe
 from vlm.data import stream
-from vlm.data.loader import Collator, frame_size
+from vlm.data.collate import Collator, frame_size
 from vlm.data.reader import LoadedSample, Reader
 from vlm.errors import CheckpointError, DataError
 from vlm.evaluate.attention import fine_attention
@@ -97,9 +97,9 @@ def held_out(
     recipe = recipe.model_copy(
         update={"model": recipe.model.model_copy(update={"tokenizer": str(tokenizer)})}
     )
-    source = data.open_source(recipe, data.load_tokenizer(recipe), recipe.data.eval, training=False)
-    frame_size(source.manifest)  # clips are batched, and shown in each other's place
-    rows = np.flatnonzero(source.manifest.num_frames)
+    source = data.open_source(recipe, data.load_tokenizer(recipe), training=False)
+    frame_size(source.catalog)  # clips are batched, and shown in each other's place
+    rows = np.flatnonzero(source.catalog.num_frames)
     bits = stream.philox(recipe.seed, stream.ORDER, 0, 0)
     chosen = rows[stream.permutation(bits, len(rows))][: max(0, max_samples)].tolist()
     if len(chosen) < 2:
@@ -108,11 +108,11 @@ def held_out(
             f"{len(rows)}, --max-samples is {max_samples}); expected at least 2, because each is "
             "also asked about another one's frames"
         )
-    reader = Reader(source.manifest)
+    reader = Reader(source.catalog)
     with ThreadPoolExecutor(recipe.data.decode_threads) as pool:
         samples = list(pool.map(reader.read, chosen))
     reader.close()
-    return source.collator, samples, source.manifest.keys(chosen)
+    return source.collator, samples, source.catalog.keys(chosen)
 
 
 def _batches(

@@ -1,24 +1,22 @@
-"""From a recipe to batches: manifest, tokenizer, plan, and who reads what."""
+"""From a recipe to batches: manifests, tokenizer, plan, and who reads what."""
 
-import dataclasses
 from collections.abc import Generator
-from pathlib import Path
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
 from vlm.config import AugmentConfig, Recipe
-from vlm.data import chat, manifest, planning
-from vlm.data.loader import Collator, LoadedStep, Loader
-from vlm.data.manifest import Manifest
+from vlm.data import chat, planning
+from vlm.data.catalog import Catalog
+from vlm.data.collate import Collator
+from vlm.data.loader import LoadedStep, Loader
 from vlm.data.plan import Plan, Position
-from vlm.errors import DataError
 
 
 class DataSource(NamedTuple):
-    """One manifest and its plan."""
+    """Samples and a plan over them."""
 
-    manifest: Manifest
+    catalog: Catalog
     plan: Plan
     collator: Collator
 
@@ -28,34 +26,26 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
 
 
 def open_source(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, path: Path, *, training: bool
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, *, training: bool
 ) -> DataSource:
-    """Opens a manifest, checks it against its shards and tokenizer, and plans over it.
+    """Opens what a recipe trains on, or is evaluated on: checked against shards and tokenizer.
 
     Raises:
         DataError: a shard is gone or has changed, or tokens were counted with another tokenizer.
     """
-    found = manifest.load(path)
-    found.check_shards()
-    if found.tokenizer_sha256 != chat.tokenizer_fingerprint(recipe.model.tokenizer):
-        raise DataError(
-            f"manifest {path}: its tokens were counted with another tokenizer than "
-            f"{recipe.model.tokenizer}; build the manifest again with that one"
-        )
-    tokens_per_frame = planning.tokens_per_frame(recipe.model.family)
-    policy = planning.policy_from_recipe(recipe, tokens_per_frame)
-    if not training:  # text-only samples teach; what is measured is how videos are seen
-        policy = dataclasses.replace(policy, text_frac=0.0)
-    rows = planning.rows_from_manifest(found, recipe.data.loss_on)
+    catalog, plan = planning.open_plan(recipe, training=training)
+    catalog.check_shards()
+    name = recipe.model.tokenizer
+    catalog.check_tokenizer(chat.tokenizer_fingerprint(name), name)
     collator = Collator(
         tokenizer=tokenizer,
         image_token=recipe.model.image_token,
-        tokens_per_frame=tokens_per_frame,
+        tokens_per_frame=plan.policy.tokens_per_frame,
         loss_on=recipe.data.loss_on,
         augment=recipe.data.augment if training else AugmentConfig(),
         seed=recipe.seed,
     )
-    return DataSource(found, Plan(rows, policy, found.fingerprint), collator)
+    return DataSource(catalog, plan, collator)
 
 
 def steps(
@@ -66,7 +56,7 @@ def steps(
     Batches are prepared ahead by threads, which ``close()`` ends.
     """
     yield from Loader(
-        source.manifest,
+        source.catalog,
         source.plan,
         source.collator,
         recipe.data,

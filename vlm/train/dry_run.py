@@ -26,8 +26,8 @@ def dry_run(recipe: Recipe, ds_config: dict[str, Any]) -> int:
     console.print(to_yaml(recipe), markup=False, soft_wrap=True)
     tokenizer = data.load_tokenizer(recipe)
     console.print(_parameter_table(recipe, tokenizer))
-    source = data.open_source(recipe, tokenizer, recipe.data.train, training=True)
-    data.open_source(recipe, tokenizer, recipe.data.eval, training=False)  # it must be there too
+    source = data.open_source(recipe, tokenizer, training=True)
+    data.open_source(recipe, tokenizer, training=False)  # it must be there too
     world = recipe.data.micro_batches // ds_config["gradient_accumulation_steps"]
     with closing(data.steps(source, recipe, 0, world, Position())) as steps:
         first = next(steps)

@@ -100,8 +100,8 @@ def make_folder(path: Path) -> None:
 
 def build_run(recipe: Recipe, ds_config: dict[str, Any], machine: Machine) -> Run:
     tokenizer = data.load_tokenizer(recipe)
-    train = data.open_source(recipe, tokenizer, recipe.data.train, training=True)
-    held_out = data.open_source(recipe, tokenizer, recipe.data.eval, training=False)
+    train = data.open_source(recipe, tokenizer, training=True)
+    held_out = data.open_source(recipe, tokenizer, training=False)
     model = registry.build(recipe.model, len(tokenizer), recipe.seed)
     engine = build_engine(model, recipe, ds_config, cpu=machine.device.type == "cpu")
     identity = identify(recipe, ds_config, train.plan.plan_id, machine.world_size)
