@@ -185,16 +185,6 @@ class Sample(_Strict):
         return self.model_dump_json(exclude_unset=True).encode()
 
 
-def check_conversation(turns: tuple[Turn, ...] | None, caption: str | None) -> None:
-    """Raises ValueError unless there is one caption, or turns that end with an answer."""
-    if (turns is None) == (caption is None):
-        raise ValueError("expected exactly one of `turns` and `caption`")
-    if turns is not None:
-        check_turns(turns)
-    if caption is not None:
-        _not_blank(caption, "caption")
-
-
 def check_turns(turns: tuple[Turn, ...]) -> None:
     """Raises ValueError unless user and assistant alternate and an answer ends it."""
     roles = [turn.role for turn in turns]
