@@ -139,17 +139,6 @@ class StorageConfig(_Strict):
     give_up_s: float = Field(900.0, gt=0)
 
 
-class DataConfig(_Strict):
-    #: a manifest, or a list of sources
-    train: Annotated[tuple[SourceConfig, ...], BeforeValidator(_short_form)] = Field(min_length=1)
-    eval: Path
-    batching: Literal["bucketed", "packed"] = "bucketed"
-    #: micro-batches of a global step, over all ranks; world size must divide it
-    micro_batches: int = Field(gt=0)
-    #: most that one micro-batch may cost, in tokens, padding included
-    budget: int = Field(gt=0)
-    #: what a frame costs beside its tokens in the language model, in tokens
-    frame_cost: float = Field(0.0, ge=0)
 class SourceConfig(_Strict):
     """One source of a mixture: a manifest, and how much of it."""
 
@@ -189,13 +178,26 @@ def _short_form(found: Any) -> Any:
     return ({"manifest": found},) if isinstance(found, str | Path) else found
 
 
-    #: share of text-only samples among all samples
-    text_frac: float = Field(0.0, ge=0, lt=1)
-    #: samples planned at a time
+class DataConfig(_Strict):
+    #: a manifest, or a list of sources
+    train: Annotated[tuple[SourceConfig, ...], BeforeValidator(_short_form)] = Field(min_length=1)
+    eval: Path
     #: what weights are shares of
     weight_by: Literal["samples", "tokens", "frames"] = "samples"
     #: global step -> source -> its weight from there on; others keep theirs
     weights_at: dict[int, dict[str, float]] = {}
+    batching: Literal["bucketed", "packed"] = "bucketed"
+    #: micro-batches of a global step, over all ranks; world size must divide it
+    micro_batches: int = Field(gt=0)
+    #: most that one micro-batch may cost, in tokens, padding included
+    budget: int = Field(gt=0)
+    #: what a frame costs beside its tokens in the language model, in tokens
+    frame_cost: float = Field(0.0, ge=0)
+    #: share of text-only samples among all samples
+    text_frac: float = Field(0.0, ge=0, lt=1)
+    #: share of samples whose question stands before their frames
+    question_first_frac: float = Field(0.0, ge=0, le=1)
+    #: samples planned at a time
     window: int = Field(262_144, gt=0)
     #: `answers` learns assistant turns, `all` every text token
     loss_on: Literal["answers", "all"] = "answers"
@@ -205,20 +207,8 @@ def _short_form(found: Any) -> Any:
     #: micro-batches prepared ahead
     prefetch: int = Field(4, gt=0)
     #: share of samples that may be bad and replaced before the run stops
-    #: share of samples whose question stands before their frames
-    question_first_frac: float = Field(0.0, ge=0, le=1)
     max_bad_frac: float = Field(0.001, ge=0, le=1)
     storage: StorageConfig = StorageConfig()
-
-
-class ScheduleConfig(_Strict):
-    """Learning rate over steps, as a factor of each component's own."""
-
-    name: Literal["cosine", "constant"] = "cosine"
-    warmup_frac: float = Field(0.05, ge=0, le=1)
-    #: where cosine ends, as a share of the peak
-    floor_frac: float = Field(0.1, ge=0, le=1)
-
 
     @model_validator(mode="after")
     def _weighed(self) -> "DataConfig":
@@ -238,6 +228,16 @@ class ScheduleConfig(_Strict):
             if step < 1 or min(weights.values(), default=0) < 0:
                 raise ValueError(f"weights_at.{step}: expected a step from 1 up, weights from 0 up")
         return self
+
+
+class ScheduleConfig(_Strict):
+    """Learning rate over steps, as a factor of each component's own."""
+
+    name: Literal["cosine", "constant"] = "cosine"
+    warmup_frac: float = Field(0.05, ge=0, le=1)
+    #: where cosine ends, as a share of the peak
+    floor_frac: float = Field(0.1, ge=0, le=1)
+
 
 class LearningRates(_Strict):
     vision: float = Field(1e-5, ge=0)
