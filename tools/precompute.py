@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import functools
 import typing
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vlm import arguments, errors
-from vlm.data import precompute
+from vlm.data import download, precompute
 from vlm.data.adapters.registry import ADAPTERS
 from vlm.data.pool import ordered_map
 from vlm.data.spool import Source, Split
@@ -38,6 +39,15 @@ def main(argv: Sequence[str]) -> int:
         max_frames=args.max_frames,
         samples_per_shard=args.samples_per_shard,
     )
+    if args.download:
+        with arguments.progress("files") as advance:
+            counts = download.fetch(
+                source.adapter,
+                source.root,
+                args.download_files,
+                lambda counts: advance(counts.total(), counts.total()),
+            )
+        Console().print(_counts("files", source.root, counts))
     engine = functools.partial(ordered_map, workers=args.workers)
     with arguments.progress("samples") as progress:
         report = precompute.run(source, args.output, settings, engine, progress)
@@ -61,6 +71,13 @@ def _source(args: argparse.Namespace) -> Source:
         split=Split(args.split, args.val_frac, args.seed),
         max_samples=args.max_samples,
     )
+
+
+def _counts(title: str, where: Path, counts: Counter[str]) -> Table:
+    table = Table(title, escape(str(where)))
+    for name, count in sorted(counts.items()):
+        table.add_row(escape(name), f"{count:,}")
+    return table
 
 
 def _table(output: Path, report: precompute.Report) -> Table:
@@ -106,6 +123,14 @@ def _add_option(command: argparse.ArgumentParser, field: dataclasses.Field, hint
 
 def _add_shared(command: argparse.ArgumentParser) -> None:
     command.add_argument("--root", type=Path, metavar="DIR", help="folder with the data set")
+    command.add_argument("--download", action="store_true", help="fetch what is not in --root")
+    command.add_argument(
+        "--download-files",
+        nargs="+",
+        default=(),
+        metavar="GLOB",
+        help="only these of the repository",
+    )
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="of shards")
     command.add_argument("--size", type=int, default=224, help="side of the frames in pixels")
     command.add_argument("--fps", type=float, default=1.0, help="frames a second of video")

@@ -46,6 +46,8 @@ class Adapter:
     hub_id: str = ""
     #: globs of its files
     hub_files: tuple[str, ...] = ("*",)
+    #: what else --download fetches, given the root: address, and path below the root
+    urls: Callable[[Path], Iterator[tuple[str, str]]] | None = None
 
 
 def option(help: str, default: Any = MISSING, choices: tuple[Any, ...] = ()) -> Any:
@@ -59,7 +61,8 @@ def option(help: str, default: Any = MISSING, choices: tuple[Any, ...] = ()) -> 
 
 
 def each(
-    records: Iterable[Record | Failure], make: Callable[[Record], Iterable[Annotation]]
+    records: Iterable[Record | Failure],
+    make: Callable[[Record], Iterable[Annotation | Failure]],
 ) -> Iterator[Annotation | Failure]:
     """What ``make`` makes of every record; a record it cannot use becomes a failure.
 
