@@ -1,12 +1,13 @@
 """From a recipe to batches: manifests, tokenizer, plan, and who reads what."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import NamedTuple
 
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from vlm.config import AugmentConfig, Recipe
-from vlm.data import chat, planning
+from vlm.data import chat, faults, planning
 from vlm.data.catalog import Catalog
 from vlm.data.collate import Collator
 from vlm.data.loader import LoadedStep, Loader
@@ -49,11 +50,19 @@ def open_source(
 
 
 def steps(
-    source: DataSource, recipe: Recipe, rank: int, world_size: int, position: Position
+    source: DataSource,
+    recipe: Recipe,
+    rank: int,
+    world_size: int,
+    position: Position,
+    quarantine: Iterable[int] = (),
 ) -> Generator[LoadedStep]:
     """A rank's share of each global step from ``position`` on, without end.
 
     Batches are prepared ahead by threads, which ``close()`` ends.
+
+    Args:
+        quarantine: Rows found bad before, of ``LoaderState``.
     """
     yield from Loader(
         source.catalog,
@@ -63,4 +72,7 @@ def steps(
         rank=rank,
         world_size=world_size,
         position=position,
+        quarantine=quarantine,
+        pinned=torch.cuda.is_available(),
+        bad_samples=recipe.output_dir / faults.FILE if recipe.output_dir.is_dir() else None,
     )
