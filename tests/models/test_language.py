@@ -5,7 +5,14 @@ import torch
 import torch.nn.functional as F
 
 from tests.models.tiny import make_batch, make_lm
-from vlm.models.language import LanguageModel, coordinates, new_cache, to_rows
+from vlm.models.language import (
+    MAX_LOGITS,
+    LanguageModel,
+    coordinates,
+    loss_chunks,
+    new_cache,
+    to_rows,
+)
 
 SAMPLES = [(3, 7), (1, 12), (0, 5), (6, 2)]
 
@@ -51,6 +58,51 @@ def test_loss_equals_a_loop_over_tokens_and_the_plain_model(language):
     torch.testing.assert_close(language.loss_sum(hidden, batch).double(), total, rtol=1e-6, atol=0)
     # transformers sums its loss in float32
     torch.testing.assert_close(total.float(), plain, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("num_chunks", [2, 3, 100])
+def test_a_loss_in_pieces_is_the_loss(language, num_chunks):
+    """100 pieces: more than there are learned tokens, so some are empty."""
+    batch = make_batch(SAMPLES)
+    assert batch.num_loss_tokens < 100
+
+    def run(chunks):
+        language.num_loss_chunks = chunks
+        language.zero_grad()
+        hidden = language(language.embed(batch.input_ids), batch)
+        loss = language.loss_sum(hidden, batch)
+        loss.backward()
+        return loss.detach(), [p.grad.clone() for p in language.parameters()]
+
+    (loss, gradients), (expected, plain) = run(num_chunks), run(1)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    for a, b in zip(gradients, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)  # logits are scored in float32
+
+
+def test_a_loss_in_pieces_keeps_no_logits():
+    language = LanguageModel(make_lm(vocab_size=3000)).train()
+    batch = make_batch([(0, 400)])
+    hidden = torch.randn(batch.input_ids.numel(), language.dim, requires_grad=True)
+
+    def kept_bytes(chunks):
+        language.num_loss_chunks = chunks
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: kept.append(t.numel() * t.element_size()) or t, lambda t: t
+        ):
+            language.loss_sum(hidden, batch)
+        return sum(kept)
+
+    logits = batch.num_loss_tokens * 3000 * 4
+    assert kept_bytes(1) > logits
+    assert kept_bytes(8) < 0.2 * logits
+
+
+def test_pieces_of_a_loss_are_bounded():
+    assert loss_chunks(1000, 512) == 1
+    count = loss_chunks(8192, 49_152)
+    assert 8192 / count * 49_152 <= MAX_LOGITS < 8192 / (count - 1) * 49_152
 
 
 def test_rows_round_trip():

@@ -7,15 +7,20 @@ flash attention they stay flat. ``tests/models/test_language.py`` holds the two 
 Legend: N tokens, S samples, L longest sample, H width, V vocabulary.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache
 
 from vlm.batch import Batch
+
+#: most logits at a time, in numbers: 256 MB in float32
+MAX_LOGITS = 1 << 26
 
 
 class LanguageModel(nn.Module):
@@ -26,6 +31,9 @@ class LanguageModel(nn.Module):
     def __init__(self, lm: nn.Module) -> None:
         super().__init__()
         self.lm = lm
+        #: pieces that learned tokens are scored in; a constant of the run, because under ZeRO-3
+        #: every call of the head is one that all ranks must make
+        self.num_loss_chunks = 1
 
     @property
     def dim(self) -> int:
@@ -103,8 +111,22 @@ class LanguageModel(nn.Module):
             hidden: (N, H); the state before a token predicts it, so the last frame predicts the
                 first token of the text.
         """
-        logits = self.logits(hidden[batch.target_index])
-        return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+        states, targets = hidden[batch.target_index], batch.targets
+        if self.num_loss_chunks == 1:
+            return self._cross_entropy(states, targets)
+        # logits of a piece are dropped and computed again in the backward pass
+        parts = [
+            checkpoint(self._cross_entropy, *piece, use_reentrant=False)
+            for piece in zip(
+                states.tensor_split(self.num_loss_chunks),
+                targets.tensor_split(self.num_loss_chunks),
+                strict=True,
+            )
+        ]
+        return torch.stack(parts).sum()
+
+    def _cross_entropy(self, states: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(self.logits(states).float(), targets, reduction="sum")
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., H) -> (..., V)."""
@@ -134,6 +156,11 @@ class LanguageModel(nn.Module):
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
+
+
+def loss_chunks(max_tokens: float, vocab_size: int) -> int:
+    """Pieces in which so many tokens are scored with at most ``MAX_LOGITS`` logits at a time."""
+    return math.ceil(max_tokens * vocab_size / MAX_LOGITS)
 
 
 def _frame_states(batch: Batch) -> Tensor:
