@@ -104,7 +104,7 @@ def _tokens(branch: Branch) -> list[tuple[str, str, str]]:
     tokens = []
     for span in branch.spans:
         if span.kind == "frames":
-            tokens.append(("frames", str(span.ids[0]), f"{len(span.ids)} times"))
+            tokens.append(("frames", str(span.ids[0]), f"x {len(span.ids)}"))
             continue
         for token, piece in zip(span.ids, span.pieces, strict=True):
             # repr shows blanks and line ends

@@ -22,6 +22,8 @@ from vlm.data.decode import decode_image, image_shape
 from vlm.data.digests import UNKNOWN, digest
 from vlm.data.encode import encode_branches
 from vlm.data.frames import count_frames, extract_frames
+from vlm.data.identity import MEDIA, said
+from vlm.data.identity import identity as identity_of
 from vlm.data.schema import Kind, Sample
 from vlm.data.validation.report import ShardReport, Text, add_source
 from vlm.data.validation.salvage import Damage, salvage
@@ -142,13 +144,12 @@ class _SampleCheck:
             self._fault("member", "", text)
         else:
             bodies = {n: bytes(self.read(m.offset, m.size)) for n, m in self.members.items()}
-            media = {name: body for name, body in bodies.items() if name.endswith(_MEDIA)}
+            media = {name: body for name, body in bodies.items() if name.endswith(MEDIA)}
             sample = self._check_sample(bodies)
             size, num_frames = self._check_media(media)
             if sample is not None:
-                said = sample.model_dump_json(exclude={"version", "source", "meta"}).encode()
-                identity = digest(*media.values()) if media else digest(said)
-                content = digest(said, *media.values())
+                identity = identity_of(sample, bodies)
+                content = digest(said(sample), *media.values())
         self.report.add(self.key, size, content, identity)
         self.report.num_decoded += self.decode
         if sample is not None:
@@ -170,13 +171,15 @@ class _SampleCheck:
     def _find_faults(self, bodies: dict[str, memoryview]) -> Sample | None:
         """Names what is wrong with the words, and each frame that is wrong."""
         names = {suffix: name for name, (_, suffix) in layout.split_names(bodies).items()}
-        has_media = any(name.endswith(_MEDIA) for name in bodies)
+        has_media = any(name.endswith(MEDIA) for name in bodies)
         words = {s: bodies[names[s]] for s in layout.WORD_EXTENSIONS if s in names}
         sample: Sample | None = None
         member = next((names[suffix] for suffix in words), f"{self.key}.json")
         try:
             # as if for a video file: how many frames there should be is what they say
             kind: Kind = "video" if has_media else "text"
+            if not words:
+                raise SampleError("missing, and there is no .txt either")
             sample = layout.read_words(words, _WHERE, kind, None if has_media else 0)
         except SampleError as error:
             self._fault("schema", member, _without_where(error))
@@ -251,7 +254,6 @@ class _SampleCheck:
 
 #: a numbered frame, by its suffix
 _FRAME = re.compile(r"\d{3}\.[^.]+")
-_MEDIA = layout.IMAGE_EXTENSIONS + layout.VIDEO_EXTENSIONS
 
 
 def _without_where(error: SampleError) -> str:

@@ -34,10 +34,12 @@ def salvage(read: tar.Read, total: int, where: str) -> Iterator[tar.Member | Dam
                 position = member.end
             return
         except DataError as error:
-            yield Damage(position, str(error))
+            text = str(error)
         following = _next_header(read, total, _behind(read, total, position))
         if following is None:
+            yield Damage(position, f"{text}; nothing can be read after it")
             return
+        yield Damage(position, f"{text}; read on at byte {following}")
         position = following
 
 
