@@ -47,7 +47,7 @@ _PLOTS = (
             _Line(column="loss_ratio", label="train"),
             _Line(column="eval_loss_ratio", label="eval", dots=True, style=1),
         ),
-        note="Above 1, looking again, where the language model chose, predicts better than a glance.",
+        note="Above 1, looking again where the language model chose beats a glance.",
     ),
     _Plot(
         title="Learning rate",
