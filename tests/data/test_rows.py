@@ -98,3 +98,19 @@ def test_a_shard_without_a_usable_sample(index: Index, tmp_path: Path) -> None:
     path = helpers.write_tar(tmp_path / "a.tar", [("a.json", b"{}"), ("b.json", b"{}")])
     with pytest.raises(DataError, match=r"a.tar: holds no usable sample; the first: .*key a"):
         index(path)
+
+
+def test_a_sample_too_large_to_be_read_is_left_out(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is never held in memory, but the shard's sha256 is that of the whole file."""
+    (path,) = helpers.write_shards(tmp_path, [1, 1, 0])
+    members = helpers.tar_members(path)
+    large = [(n, b" " * 300_000 if n == "00000001.json" else b) for n, b in members]
+    helpers.write_tar(path, large)
+    monkeypatch.setattr(shards, "MAX_SAMPLE_BYTES", 100_000)
+    rows = index(path)
+    assert rows.batch["key"].to_pylist() == ["00000000", "00000002"]
+    (message,) = rows.rejected
+    assert "key 00000001" in message and "at most 100000 are read" in message
+    assert rows.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()

@@ -22,7 +22,6 @@ from vlm.data import shards
 from vlm.data.rows import ROW_SCHEMA, Options, ShardRows, index_shard
 
 _METADATA_KEY = b"saccade"
-_CHUNK_BYTES = 1 << 20
 
 
 class _Header(BaseModel):
@@ -150,6 +149,6 @@ def _rows(header: _Header, table: pa.Table) -> ShardRows:
 
 def _sha256(shard: shards.ShardFile) -> str:
     digest = hashlib.sha256()
-    for offset in range(0, shard.num_bytes, _CHUNK_BYTES):
-        digest.update(shard.read(offset, min(_CHUNK_BYTES, shard.num_bytes - offset)))
+    for chunk in shards.chunks(shard, 0, shard.num_bytes):
+        digest.update(chunk)
     return digest.hexdigest()

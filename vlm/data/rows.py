@@ -86,24 +86,25 @@ def index_shard(shard: shards.ShardFile, path: Path, options: Options) -> ShardR
     """
     tokenizer = _cached_tokenizer(options.tokenizer_path, options.image_token)
     found, digest, position = _Found(), hashlib.sha256(), 0
-    for sample_range in shards.scan_file(shard, path):
-        where = describe(path, sample_range.offset, sample_range.key)
-        buffer = shards.read_range(shard.read, sample_range.offset, sample_range.length, where)
-        digest.update(buffer)
-        position = sample_range.offset + sample_range.length
+    for one in shards.scan_file(shard, path):
+        where = describe(path, one.offset, one.key)
+        # a sample too large to be read is still a part of the shard
+        position = _update(digest, shard, position, one.offset)
         try:
+            buffer = shards.read_range(shard.read, one.offset, one.length, where)
+            digest.update(buffer)
+            position += one.length
             row = _describe_sample(buffer, where, tokenizer, options, found)
         except SampleError as error:
             found.rejected.append(str(error))
             continue
-        row |= {"key": sample_range.key}
-        row |= {"offset": sample_range.offset, "length": sample_range.length}
+        row |= {"key": one.key, "offset": one.offset, "length": one.length}
         for name, values in found.columns.items():
             values.append(row[name])
     if not found.columns["key"]:
         reason = f"the first: {found.rejected[0]}" if found.rejected else "it is empty"
         raise DataError(f"shard {path}: holds no usable sample; {reason}")
-    digest.update(shard.read(position, shard.num_bytes - position))
+    _update(digest, shard, position, shard.num_bytes)
     return ShardRows(
         num_bytes=shard.num_bytes,
         sha256=digest.hexdigest(),
@@ -112,6 +113,13 @@ def index_shard(shard: shards.ShardFile, path: Path, options: Options) -> ShardR
         forms=dict(sorted(found.forms.items())),
         licences={source: sorted(names) for source, names in sorted(found.licences.items())},
     )
+
+
+def _update(digest: "hashlib._Hash", shard: shards.ShardFile, begin: int, end: int) -> int:
+    """Adds bytes [begin, end) of the shard; gives ``end``."""
+    for chunk in shards.chunks(shard, begin, end):
+        digest.update(chunk)
+    return end
 
 
 def _describe_sample(

@@ -26,6 +26,7 @@ from vlm.errors import DataError, SampleError
 
 #: a sample is read in one piece
 MAX_SAMPLE_BYTES = 256 << 20
+_CHUNK_BYTES = 1 << 20
 JPEG_QUALITY = 95
 
 _NAME = re.compile(rf"([^./\\]+)\.((?:[^./\\]+\.)?(?:{'|'.join(EXTENSIONS)}))")
@@ -100,17 +101,12 @@ def scan_file(shard: ShardFile, path: Path) -> Iterator[SampleRange]:
                 "be adjacent"
             )
         seen.add(key)
-        yield _range(key, members, path)
-
-
-def _range(key: str, members: tuple[tar.Member, ...], path: Path) -> SampleRange:
-    offset, length = members[0].start, members[-1].end - members[0].start
-    where = f"{path} at byte {offset}: key {key!r}"
-    if length > MAX_SAMPLE_BYTES:
-        raise DataError(f"{where} has {length} bytes, at most {MAX_SAMPLE_BYTES} are read")
-    if len({member.name for member in members}) < len(members):
-        raise DataError(f"{where} has a second member {_repeated(members)!r}")
-    return SampleRange(key, offset, length, members)
+        if len({member.name for member in members}) < len(members):
+            raise DataError(
+                f"{path} at byte {members[0].start}: a second member {_repeated(members)!r}"
+            )
+        offset = members[0].start
+        yield SampleRange(key, offset, members[-1].end - offset, members)
 
 
 def _repeated(members: Sequence[tar.Member]) -> str:
@@ -131,11 +127,23 @@ def member_fault(member: tar.Member) -> str:
 
 
 def read_range(read: tar.Read, offset: int, length: int, where: str) -> bytes | memoryview:
-    """A sample's bytes, all of them."""
+    """A sample's bytes, all of them.
+
+    Raises:
+        SampleError: the shard has fewer, or they are more than one sample may have.
+    """
+    if length > MAX_SAMPLE_BYTES:
+        raise SampleError(f"{where}: {length} bytes, at most {MAX_SAMPLE_BYTES} are read")
     buffer = read(offset, length)
     if len(buffer) != length:
         raise SampleError(f"{where}: found {len(buffer)} of {length} bytes; the shard has changed")
     return buffer
+
+
+def chunks(shard: ShardFile, begin: int, end: int) -> Iterator[bytes | memoryview]:
+    """Bytes [begin, end) of a shard, a piece at a time."""
+    for offset in range(begin, end, _CHUNK_BYTES):
+        yield shard.read(offset, min(_CHUNK_BYTES, end - offset))
 
 
 def read_members(buffer: bytes | memoryview, where: str) -> dict[str, memoryview]:
