@@ -26,6 +26,7 @@ from rich.table import Table
 from vlm import arguments, errors
 from vlm.data import download, precompute
 from vlm.data.adapters.registry import ADAPTERS
+from vlm.data.cluster import ray_map
 from vlm.data.pool import ordered_map
 from vlm.data.spool import Source, Split
 
@@ -48,7 +49,13 @@ def main(argv: Sequence[str]) -> int:
                 lambda counts: advance(counts.total(), counts.total()),
             )
         Console().print(_counts("files", source.root, counts))
-    engine = functools.partial(ordered_map, workers=args.workers)
+    if args.ray_address and args.engine != "ray":
+        raise errors.ConfigError("--ray-address without --engine ray")
+    engine = (
+        functools.partial(ray_map, address=args.ray_address, workers=args.workers)
+        if args.engine == "ray"
+        else functools.partial(ordered_map, workers=args.workers)
+    )
     with arguments.progress("samples") as progress:
         report = precompute.run(source, args.output, settings, engine, progress)
     Console().print(_table(args.output, report))
@@ -143,6 +150,12 @@ def _add_shared(command: argparse.ArgumentParser) -> None:
     command.add_argument("--val-frac", type=float, default=0.0, help="share of images or videos")
     command.add_argument("--seed", type=int, default=0, help="of the split")
     arguments.add_workers(command)
+    command.add_argument("--engine", choices=("processes", "ray"), default="processes")
+    command.add_argument(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="of a cluster, or auto; without one Ray starts here",
+    )
 
 
 if __name__ == "__main__":

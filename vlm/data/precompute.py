@@ -178,6 +178,8 @@ def _join_failures(output: Path, tasks: list[ShardTask]) -> Counter[str]:
 
 def _tasks(root: Path, output: Path, settings: Settings) -> list[ShardTask]:
     lines = annotations.index(output / ANNOTATIONS_FILE)
+    # whoever runs a task may have another working directory
+    root, output = root.resolve(), output.resolve()
     return [
         ShardTask(settings, root, output, kind, number, chunk)
         for kind in KINDS
