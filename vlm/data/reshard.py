@@ -21,8 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from vlm.data import shards, tar
-from vlm.data.layout import split_names
+from vlm.data import shards
 from vlm.data.pool import ordered_map
 from vlm.data.rewrite import END_MARKER, ShardCopy
 from vlm.data.shard_index import Index, build_index
@@ -216,7 +215,7 @@ def _write(task: _Task) -> None:
         for key, (row, offset, length) in enumerate(ranges, task.first_key):
             path = task.inputs[row]
             with shards.open_shard(path) as shard:
-                _copy_renamed(copy, shard.read, offset, length, f"{key:08d}", str(path))
+                copy.copy_sample(shard.read, offset, length, f"{key:08d}", str(path))
 
 
 def _joined(task: _Task) -> Iterator[tuple[Path, int, int]]:
@@ -227,15 +226,6 @@ def _joined(task: _Task) -> Iterator[tuple[Path, int, int]]:
     for start, end in pairwise([*starts.tolist(), len(shard)]):
         total = int(length[start:end].sum())
         yield task.inputs[shard[start]], int(offset[start]), total
-
-
-def _copy_renamed(
-    copy: ShardCopy, read: tar.Read, offset: int, length: int, key: str, where: str
-) -> None:
-    members = list(tar.walk(read, offset + length, where, whole=False, begin=offset))
-    split = split_names([member.name for member in members])
-    for member in members:
-        copy.copy_renamed(read, member, f"{key}.{split[member.name][1]}", where)
 
 
 def _check_settings(output: Path, index: Index, options: Options) -> None:

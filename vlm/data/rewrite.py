@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from vlm.data import shards, tar
+from vlm.data.layout import split_names
 from vlm.errors import DataError
 
 _CHUNK_BYTES = 1 << 20
@@ -45,6 +46,17 @@ class ShardCopy:
         info.size, info.mode = member.size, 0o444
         self._file.write(info.tobuf(tarfile.USTAR_FORMAT))
         self.copy(read, member.offset, tar.padded(member.size), where)
+
+    def copy_sample(self, read: tar.Read, offset: int, length: int, key: str, where: str) -> None:
+        """Appends a sample under another key.
+
+        Raises:
+            DataError: the shard has changed.
+        """
+        members = list(tar.walk(read, offset + length, where, whole=False, begin=offset))
+        split = split_names([member.name for member in members])
+        for member in members:
+            self.copy_renamed(read, member, f"{key}.{split[member.name][1]}", where)
 
     def __enter__(self) -> "ShardCopy":
         return self
