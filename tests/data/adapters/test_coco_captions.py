@@ -97,3 +97,10 @@ def test_mistakes(tmp_path: Path) -> None:
     path.write_text(json.dumps({"images": []}))
     with pytest.raises(DataError, match="no key 'annotations'"):
         list(coco_captions.annotations(tmp_path, Options()))
+
+
+def test_what_to_download(tmp_path: Path) -> None:
+    write(tmp_path, [image(9), {"id": 1}], [], "val2017")
+    assert list(coco_captions.urls(tmp_path)) == [
+        ("http://images.cocodataset.org/val2017/000000000009.jpg", "val2017/000000000009.jpg")
+    ]

@@ -56,10 +56,10 @@ def test_dir(tmp_path: Path) -> None:
     write_picture(tmp_path / "sub" / "b.png", 2)
     found, failures = sort_out(laion.annotations(tmp_path, Options(layout="dir")))
     assert texts(found[0]) == [("user", "A photo of"), ("assistant", "one")]
-    assert captions(found) == ["one", "two"]
-    assert bodies(tmp_path, found) == [picture(1), picture(2, "PNG")]
-    assert [a.split_identity for a in found] == ["http://x/1", "sub/b.png"]
-    parts = ("no text", "no image", "no image", "leads out", "fetch the images with img2dataset")
+    assert captions(found) == ["one", "two", "only a URL"]
+    assert bodies(tmp_path, found[:2]) == [picture(1), picture(2, "PNG")]
+    assert [a.split_identity for a in found] == ["http://x/1", "sub/b.png", "http://x/2"]
+    parts = ("no text", "no image", "no image", "leads out")
     for number, (failure, part) in enumerate(zip(failures, parts, strict=True), 2):
         assert failure.error.startswith(f"metadata.json!{number}: ") and part in failure.error
 
@@ -96,9 +96,11 @@ def test_parquet_with_images_or_their_names(tmp_path: Path) -> None:
     write_picture(tmp_path / "sub" / "c.jpg", 3)
     write_parquet(tmp_path / "relaion.parquet", [{"url": "http://x/3", "caption": "a URL"}])
     found, failures = sort_out(laion.annotations(tmp_path, Options(layout="parquet")))
-    assert captions(found) == ["bytes", "struct", "name"]
-    assert bodies(tmp_path, found) == [picture(1), picture(2), picture(3)]
-    assert len(failures) == 2
+    assert captions(found) == ["bytes", "struct", "a URL", "name"]
+    ((address, place),) = [pair for pair in laion.urls(tmp_path) if pair[0] == "http://x/3"]
+    write_picture(tmp_path / place, 4)
+    assert bodies(tmp_path, found) == [picture(1), picture(2), picture(4), picture(3)]
+    assert ["no image" in failure.error for failure in failures] == [True]
 
 
 def test_tar(tmp_path: Path) -> None:

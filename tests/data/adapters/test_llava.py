@@ -101,3 +101,9 @@ def test_two_files_and_no_choice_is_a_mistake(tmp_path: Path) -> None:
         write_json(tmp_path / f"{name}.json", [])
     with pytest.raises(ConfigError, match="say which with --annotations"):
         llava.instruct(tmp_path, Options())
+
+
+def test_what_to_download(tmp_path: Path) -> None:
+    write_json(tmp_path / "llava_instruct_150k.json", [LONG, record("gqa/1.jpg", "a", "b"), {}])
+    name = "train2017/000000033471.jpg"
+    assert list(llava.urls(tmp_path)) == [(f"http://images.cocodataset.org/{name}", name)]

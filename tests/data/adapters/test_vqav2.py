@@ -74,3 +74,9 @@ def test_questions_without_answers_are_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "v2_mscoco_train2014_annotations.json").unlink()
     with pytest.raises(DataError, match=r"holds no v2_mscoco_train2014_annotations\.json"):
         list(vqav2.annotations(tmp_path, Options()))
+
+
+def test_what_to_download(tmp_path: Path) -> None:
+    write(tmp_path, [question(1, 7, "a?"), question(2, 7, "b?"), {}], [], "val")
+    name = "val2014/COCO_val2014_000000000007.jpg"
+    assert list(vqav2.urls(tmp_path)) == [(f"http://images.cocodataset.org/{name}", name)]

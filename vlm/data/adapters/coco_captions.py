@@ -36,6 +36,11 @@ def image_folder(root: Path, name: str) -> str:
     return pictures.find_folder(root, (*places, *(f"images/{place}" for place in places)))
 
 
+def address(part: str, file_name: str) -> tuple[str, str]:
+    """Where to download an image of e.g. ``train2017``, and its path below the root."""
+    return f"http://images.cocodataset.org/{part}/{file_name}", f"{part}/{file_name}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     year: int = option("of COCO", 2017, (2014, 2017))
@@ -73,3 +78,12 @@ def annotations(root: Path, options: Options) -> Iterator[Annotation | Failure]:
         )
 
     yield from each(records.read(path, key="images"), make)
+
+
+def urls(root: Path) -> Iterator[tuple[str, str]]:
+    """What to download: the images that caption files name."""
+    for path in records.find(root, "annotations/captions_*.json", "captions_*.json"):
+        part = path.stem.removeprefix("captions_")
+        for found in pictures.typed(records.read(path, key="images"), _Image):
+            if not isinstance(found, Failure):
+                yield address(part, found[1].file_name)

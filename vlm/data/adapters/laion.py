@@ -9,9 +9,11 @@
 
 Names of fields: an image is `image`, `image_path`, `file_name`, `jpg`, `png` or `webp`, a text
 `caption`, `text` or `TEXT`, and an image's identity `sha256`, `md5` or `url` where img2dataset left
-one. Tables of URLs alone hold no images yet: img2dataset fetches those.
+one. Of tables that only name addresses, `laion/relaion2B-en-research-safe` among them, --download
+fetches the images to images/HASH.jpg below the root.
 """
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -42,7 +44,8 @@ PATTERNS = {
 }
 IMAGES = ("image", "image_path", "file_name", "jpg", "png", "webp")
 TEXTS = ("caption", "text", "TEXT", "txt")
-IDENTITIES = ("sha256", "md5", "url", "URL")
+URLS = ("url", "URL")
+IDENTITIES = ("sha256", "md5", *URLS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +87,25 @@ def _image(fields: dict[str, Any]) -> tuple[str, str]:
     image, identity = _first(fields, IMAGES), _first(fields, IDENTITIES)
     if isinstance(image, dict) and "ref" in image:
         return image["ref"], image["key"]
+    if image is None and isinstance(url := _first(fields, URLS), str):
+        image = _fetched(url)
     if not isinstance(image, str):
-        raise SampleError(
-            f"no image; expected {', '.join(IMAGES)} (of URLs, fetch the images with img2dataset)"
-        )
+        raise SampleError(f"no image; expected {', '.join((*IMAGES, *URLS))}")
     return image, identity if isinstance(identity, str) and identity else image
+
+
+def urls(root: Path) -> Iterator[tuple[str, str]]:
+    """What to download: address, and path below the root."""
+    tables = (name for layout in ("dir", "jsonl", "parquet") for name in PATTERNS[layout])
+    for path in records.find(root, *tables):
+        for record in records.read(path, URLS):
+            if isinstance(record, Record) and isinstance(url := _first(record.fields, URLS), str):
+                yield url, _fetched(url)
+
+
+def _fetched(url: str) -> str:
+    """Where the image of an address is when it has been fetched."""
+    return f"images/{hashlib.blake2b(url.encode(), digest_size=16).hexdigest()}.jpg"
 
 
 def _records(root: Path, layout: str, path: Path) -> Iterator[Record | Failure]:

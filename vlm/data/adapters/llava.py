@@ -58,6 +58,15 @@ def instruct(root: Path, options: Options) -> Iterator[Annotation | Failure]:
     return _annotations(path, options.form, "llava-instruct", place)
 
 
+def urls(root: Path) -> Iterator[tuple[str, str]]:
+    """What to download: the images of COCO that the 150K name without a folder."""
+    for path in records.find(root, "llava_*.json"):
+        for found in pictures.typed(records.read(path), _Columns):
+            image = None if isinstance(found, Failure) else found[1].image
+            if image is not None and "/" not in image:
+                yield coco_captions.address("train2017", image)
+
+
 def pretrain(root: Path, options: Options) -> Iterator[Annotation | Failure]:
     """The adapter `llava-pretrain`."""
     path = options.annotations or _only(root, "blip_laion_cc_sbu_558k.json", "chat.json")

@@ -105,6 +105,7 @@ ADAPTERS: dict[str, Adapter] = {
         help="LLaVA-Instruct-150K, or the 665K mixture, with images of COCO and others",
         hub_id="liuhaotian/LLaVA-Instruct-150K",
         hub_files=("llava_instruct_150k.json",),
+        urls=llava.urls,
     ),
     "llava-pretrain": Adapter(
         annotations=llava.pretrain,
@@ -119,6 +120,7 @@ ADAPTERS: dict[str, Adapter] = {
         options=coco_captions.Options,
         licence="CC-BY-4.0 (captions); images under Flickr terms",
         help="COCO 2014 or 2017, five captions for each image",
+        urls=coco_captions.urls,
     ),
     "laion": Adapter(
         annotations=laion.annotations,
@@ -127,6 +129,7 @@ ADAPTERS: dict[str, Adapter] = {
         help="images of the web and their texts: folders, txt, parquet, jsonl or tars",
         hub_id="laion/relaion2B-en-research-safe",
         hub_files=("*.parquet",),
+        urls=laion.urls,
     ),
     "flickr30k": Adapter(
         annotations=alt_texts.flickr30k,
@@ -164,6 +167,7 @@ ADAPTERS: dict[str, Adapter] = {
         options=vqav2.Options,
         licence="CC-BY-4.0; images under Flickr terms",
         help="questions about COCO images, ten answers each",
+        urls=vqav2.urls,
     ),
     "rlaif-v": Adapter(
         annotations=rlaif_v.annotations,

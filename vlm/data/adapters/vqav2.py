@@ -81,6 +81,17 @@ def annotations(root: Path, options: Options) -> Iterator[Annotation | Failure]:
     yield from each((Record(f"image {image}", image, {}) for image in asked), make)
 
 
+def urls(root: Path) -> Iterator[tuple[str, str]]:
+    """What to download: the images that question files ask about, each once."""
+    for path in records.find(root, "v2_OpenEnded_mscoco_*2014_questions.json"):
+        part = path.name.split("_")[3]
+        seen: set[int] = set()
+        for found in pictures.typed(records.read(path, key="questions"), _Question):
+            if not isinstance(found, Failure) and found[1].image_id not in seen:
+                seen.add(found[1].image_id)
+                yield coco_captions.address(part, f"COCO_{part}_{found[1].image_id:012d}.jpg")
+
+
 def _read_answers(root: Path, name: str, known: dict[int, _Known]) -> Iterator[Failure]:
     path = records.find(root, f"v2_mscoco_{name}_annotations.json")[0]
     for found in pictures.typed(records.read(path, key="annotations"), _Answers):
