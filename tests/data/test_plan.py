@@ -176,9 +176,7 @@ def test_positions_walk_through_windows_and_epochs() -> None:
 
 
 def test_a_position_of_another_plan_is_refused() -> None:
-    with pytest.raises(
-        CheckpointError, match=r"step 9999 of window 1 \(step 0 "
-    ):
+    with pytest.raises(CheckpointError, match=r"step 9999 of window 1 \(step 0 "):
         next(make_plan().steps(Position(1, 9999)))
 
 

@@ -51,8 +51,7 @@ def test_a_block_stays_near_few_shards(block_rows: int) -> None:
     shard = np.repeat(np.arange(100), 10)
     stream = make_stream(shard, block_rows=block_rows)
     homes = [
-        set(shard[stream.take(start, start + block_rows)[0]])
-        for start in range(0, 900, block_rows)
+        set(shard[stream.take(start, start + block_rows)[0]]) for start in range(0, 900, block_rows)
     ]
     assert all(len(home) <= block_rows // 10 + 1 for home in homes)
 

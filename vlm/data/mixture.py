@@ -177,8 +177,8 @@ def _phases(main: list[Half], text: list[Half], policy: Policy, trial: Trial) ->
     sizes = [_window(main, text, one, policy, trial) for one in shares]
     begin = [0] * len(main), [0] * len(text)
     found = [_phase(0, steps[1], Fraction(0), begin, shares[0], sizes[0])]
-    for stop, *rest in zip(steps[2:], shares[1:], sizes[1:], strict=True):
-        found.append(found[-1].next(stop, *rest))
+    for stop, own, size in zip(steps[2:], shares[1:], sizes[1:], strict=True):
+        found.append(found[-1].next(stop, own, size))
     return found
 
 

@@ -44,7 +44,8 @@ def halves(rows: Rows, policy: Policy) -> tuple[list[Half], list[Half]]:
         ConfigError: filters leave nothing, or no text where the policy wants some.
         DataError: rows that are not in shard order.
     """
-    main, text = [], []
+    main: list[Half] = []
+    text: list[Half] = []
     for index, source in enumerate(policy.sources):
         start, stop = int(rows.first_rows[index]), int(rows.first_rows[index + 1])
         if (rows.shard[start + 1 : stop] < rows.shard[start : stop - 1]).any():
@@ -111,13 +112,14 @@ def amounts(
     """
     sources = [policy.sources[half.source] for half in own]
     caps = [math.inf if source.cap is None else source.cap for source in sources]
-    ratios, sizes = [], []
+    ratios: list[Fraction] = []
+    sizes: list[Fraction] = []
     for half, source, cap in zip(own, sources, caps, strict=True):
         weight = weights[half.source]
         passes = half.num_rows * decimal(source.repeat)
         ratios.append(passes if weight is None else decimal(weight) / half.unit(policy.weight_by))
         size = passes if weight is None else Fraction(half.num_rows)
-        sizes.append(min(size, cap) if ratios[-1] else Fraction(0))
+        sizes.append(Fraction(min(size, cap)) if ratios[-1] else Fraction(0))
     names = ", ".join(source.name for source in sources)
     if not any(ratios):
         raise ConfigError(
