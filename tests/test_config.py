@@ -54,7 +54,7 @@ def test_the_least_recipe_loads_with_defaults(tmp_path: Path) -> None:
     assert [one.manifest for one in recipe.data.train] == [Path("data/train.parquet")]
     assert recipe.data.batching == "bucketed"
     assert recipe.optim.lr.connector > recipe.optim.lr.language
-    assert recipe.model.freeze == ()
+    assert recipe.model.freeze == {}
 
 
 def test_a_recipe_is_frozen(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_missing_keys_are_named(tmp_path: Path, key: str) -> None:
         ("optim.lr.vision=-1e-3", "optim.lr.vision: "),
         ("optim.betas=[0.9]", "optim.betas"),
         ("optim.schedule.floor_frac=2", "optim.schedule.floor_frac: "),
-        ("model.freeze=[everything]", "model.freeze.0: "),
+        ("model.freeze=[everything]", "model.freeze.everything"),
         ("name=../up", "name: "),
         ("name=", "name: "),
         ("seed=-1", "seed: "),
@@ -117,7 +117,7 @@ def test_wrong_values_are_refused_with_their_key(
 
 
 @pytest.mark.parametrize("value", [".nan", ".inf", "1e999"])
-@pytest.mark.parametrize("key", ["optim.lr.vision", "optim.weight_decay", "data.frame_cost"])
+@pytest.mark.parametrize("key", ["optim.lr.vision", "optim.eps", "data.frame_cost"])
 def test_numbers_are_finite(tmp_path: Path, key: str, value: str) -> None:
     assert f"{key}: " in refusal(tmp_path, f"{key}={value}")
 
@@ -142,7 +142,7 @@ def test_overrides_set_what_the_file_says_and_what_it_does_not(tmp_path: Path) -
     assert recipe.train.steps == 7
     assert recipe.optim.lr.connector == 1e-3
     assert recipe.optim.lr.vision == 0.5
-    assert recipe.model.freeze == ("vision", "language")
+    assert recipe.model.freeze == {"vision": None, "language": None}
     assert recipe.data.augment.shift_px == 2
     assert recipe.output_dir == Path("runs/a=b")
     assert recipe.log.tensorboard is True

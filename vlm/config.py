@@ -16,7 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from vlm.errors import ConfigError
 
-COMPONENTS = ("vision", "connector", "language")
+Component = Literal["vision", "connector", "language"]
+COMPONENTS: tuple[Component, ...] = ("vision", "connector", "language")
 
 
 # YAML 1.1 wants a dot in every float; people write 1e-6
@@ -98,6 +99,13 @@ class FoveationConfig(_Strict):
     visual_scale: float = Field(0.14, gt=0)
     #: weight of the coarse pass' cross entropy beside the fine one's
     coarse_weight: float = Field(0.0, ge=0)
+    #: look again in the backward pass instead of keeping what was seen
+    gradient_checkpointing: bool = False
+
+
+def _frozen_for_good(found: Any) -> Any:
+    """A list of components freezes them for the whole run."""
+    return dict.fromkeys(found) if isinstance(found, list | tuple) else found
 
 
 class ModelConfig(_Strict):
@@ -108,8 +116,10 @@ class ModelConfig(_Strict):
     #: folder or id of the tokenizer; it must hold a chat template and `image_token`
     tokenizer: str
     image_token: str = "<|image|>"
-    #: components that do not train
-    freeze: tuple[Literal["vision", "connector", "language"], ...] = ()
+    #: components that do not train: a list, or component -> global step from which on it does
+    freeze: Annotated[
+        dict[Component, Annotated[int, Field(gt=0)] | None], BeforeValidator(_frozen_for_good)
+    ] = {}
 
 
 class AugmentConfig(_Strict):
@@ -245,10 +255,23 @@ class LearningRates(_Strict):
     language: float = Field(1e-5, ge=0)
 
 
+class WeightDecays(_Strict):
+    vision: float = Field(0.01, ge=0)
+    connector: float = Field(0.01, ge=0)
+    language: float = Field(0.01, ge=0)
+
+
+def _same_for_all(found: Any) -> Any:
+    """One number is that of every component."""
+    return dict.fromkeys(COMPONENTS, found) if isinstance(found, int | float) else found
+
+
 class OptimConfig(_Strict):
     lr: LearningRates = LearningRates()
-    #: not applied to biases, norms and other vectors
-    weight_decay: float = Field(0.01, ge=0)
+    #: global step -> component -> its rate from there on; others keep theirs
+    lr_at: dict[Annotated[int, Field(gt=0)], dict[Component, Annotated[float, Field(ge=0)]]] = {}
+    #: one number, or one for each component; not applied to biases, norms and other vectors
+    weight_decay: Annotated[WeightDecays, BeforeValidator(_same_for_all)] = WeightDecays()
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     schedule: ScheduleConfig = ScheduleConfig()
@@ -261,7 +284,22 @@ class TrainConfig(_Strict):
     eval_every: int = Field(0, ge=0, description="0: only at the end")
     eval_steps: int = Field(20, gt=0, description="global steps of each evaluation")
     checkpoint_every: int = Field(0, ge=0, description="0: only at the end")
+    #: newest checkpoints that stay
     keep_last: int = Field(2, gt=0)
+    #: those of every so many steps stay, too; 0: none
+    keep_every: int = Field(0, ge=0)
+    #: so does the one with the lowest held-out loss
+    keep_best: bool = True
+    #: fast folder of each host: checkpoints are written there, and copied while training goes on
+    local_dir: Path | None = None
+    #: hours after which the run saves and stops with exit code 75
+    max_hours: float | None = Field(None, gt=0)
+    #: mean hours between failures or preemptions; checkpoint_every is compared with their best
+    mtbf_hours: float | None = Field(None, gt=0)
+    #: forward mode -> share of the global steps that run in it; empty: the model's own
+    modes: dict[str, Annotated[float, Field(gt=0)]] = {}
+    #: global steps between checks that all ranks call the same modules; 1 to find a fault, 0: never
+    agree_every: int = Field(100, ge=0)
     #: intra-op threads of each rank on a CPU; 0 leaves it to torch
     cpu_threads: int = Field(0, ge=0)
 
@@ -281,6 +319,16 @@ class Recipe(_Strict):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _within_the_run(self) -> "Recipe":
+        last = max([*filter(None, self.model.freeze.values()), *self.optim.lr_at], default=0)
+        if last >= self.train.steps:
+            raise ValueError(
+                f"model.freeze and optim.lr_at name step {last}, but train.steps is "
+                f"{self.train.steps}; name steps within the run"
+            )
+        return self
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -343,7 +391,8 @@ def _explain(path: Path, error: ValidationError) -> str:
         elif item["type"] == "missing":
             lines.append(f"{where}: missing, and it has no default")
         else:
-            lines.append(f"{where}: {item['msg']} (found {item['input']!r})")
+            found = f" (found {item['input']!r})" if item["loc"] else ""
+            lines.append(f"{where}: {item['msg']}{found}")
     return f"recipe {path} (with overrides): " + "; ".join(lines)
 
 

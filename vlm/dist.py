@@ -1,5 +1,8 @@
 """The few collectives this toolkit needs; every one is the identity in a single process."""
 
+import os
+from typing import Any
+
 import torch
 import torch.distributed as dist
 
@@ -20,6 +23,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def is_local_main() -> bool:
+    """The first rank of its host, as the launcher says."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
 def barrier() -> None:
     if is_distributed():
         dist.barrier()
@@ -32,6 +40,13 @@ def all_reduce(values: list[float], device: torch.device, op: str = "sum") -> li
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(tensor, op=getattr(dist.ReduceOp, op.upper()))
     return tensor.tolist()
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Adds ``tensor`` up over ranks, in place and where it lies: the host waits for nothing."""
+    if is_distributed():
+        dist.all_reduce(tensor)
+    return tensor
 
 
 def gather_objects(value: object) -> list:
@@ -51,3 +66,40 @@ def broadcast_object(value: object) -> object:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+class Vote:
+    """The maximum over ranks of small whole numbers, in host memory, without waiting for anybody.
+
+    ``start`` gives this rank's; ``wait`` returns the maxima, which by then have long arrived. All
+    ranks call both in the same order.
+    """
+
+    def __init__(self) -> None:
+        # gloo on a GPU too: what goes over the host delays no kernel
+        self._group = dist.new_group(backend="gloo") if is_distributed() else None
+        self._pending: tuple[torch.Tensor, Any] | None = None
+
+    @property
+    def pending(self) -> bool:
+        return self._pending is not None
+
+    def start(self, values: list[int]) -> None:
+        tensor = torch.tensor(values, dtype=torch.int64)
+        work = None
+        if self._group is not None:
+            work = dist.all_reduce(tensor, dist.ReduceOp.MAX, self._group, async_op=True)
+        self._pending = (tensor, work)
+
+    def wait(self) -> list[int]:
+        assert self._pending is not None
+        (tensor, work), self._pending = self._pending, None
+        if work is not None:
+            work.wait()
+        return tensor.tolist()
+
+    def close(self) -> None:
+        """All ranks together, when nothing is pending."""
+        assert self._pending is None
+        if self._group is not None:
+            dist.destroy_process_group(self._group)

@@ -80,6 +80,6 @@ def test_an_engine_starts_quickly_with_what_the_recipe_says() -> None:
 
 def test_the_optimizer_has_what_the_recipe_says() -> None:
     recipe = engines.recipe("optim.betas=[0.8, 0.95]")
-    made = optim.optimizer(engines.make_model(), recipe.optim, fused=False)
+    made, _ = optim.optimizer(engines.make_model(), recipe, fused=False)
     assert made.defaults["betas"] == (0.8, 0.95)
     assert made.defaults["eps"] == 1e-3

@@ -11,7 +11,7 @@ from tests.distributed import ranks
 from tests.engine import engines
 from vlm.config import Recipe
 from vlm.engine import optim
-from vlm.engine.step import StepResult, eval_step, train_step
+from vlm.engine.step import StepResult, eval_step, read, train_step
 from vlm.models.foveated import FoveatedModel
 
 STEPS = 3
@@ -34,7 +34,8 @@ def train(stage: int, recipe: Recipe, coarse_weight: float) -> Trained:
     for step in range(STEPS):
         batches = engines.micro_batches(step)
         # every other step backwards, so that each rank meets each kind
-        results.append(train_step(engine, engines.mine(batches[:: 1 if step % 2 else -1])))
+        mine = engines.mine(batches[:: 1 if step % 2 else -1])
+        results.append(read(train_step(engine, mine)))
     sums, tokens = eval_step(engine, [engines.flat_batch(0)])
     return Trained(
         results, engines.weights(engine), {name: value / tokens for name, value in sums.items()}
@@ -47,11 +48,7 @@ def reference(recipe: Recipe, coarse_weight: float) -> Trained:
     model.requires_grad_(True)
     for name in recipe.model.freeze:
         getattr(model, name).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        optim.parameter_groups(model, recipe.optim), betas=recipe.optim.betas, eps=recipe.optim.eps
-    )
-    factor = optim.schedule(recipe.optim.schedule, recipe.train.steps)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    optimizer, schedule = optim.optimizer(model, recipe, fused=False)
     results = []
     for step in range(STEPS):
         batch = engines.flat_batch(step)
@@ -127,7 +124,7 @@ def overflow(recipe: Recipe) -> list[StepResult]:
     bf16 = {"enabled": True}
     engine = engines.make_engine(2, recipe, model, bf16=bf16)
     before = engine.module.state_dict()["connector.dino_to_llm.weight"].clone()
-    result = train_step(engine, engines.micro_batches(0))
+    result = read(train_step(engine, engines.micro_batches(0)))
     after = engine.module.state_dict()["connector.dino_to_llm.weight"]
     assert torch.equal(before, after)
     return result

@@ -16,9 +16,10 @@ from vlm.ckpt import save
 from vlm.config import Recipe
 from vlm.data.plan import Position
 from vlm.engine.setup import Machine
-from vlm.engine.step import StepResult, eval_step, train_step
+from vlm.engine.step import Pending, StepResult, eval_step, read, train_step
 from vlm.errors import UserError
 from vlm.train import loop
+from vlm.train.preempt import Preemption
 
 
 class Step(NamedTuple):
@@ -37,13 +38,16 @@ def fit(recipe: Recipe, stage: int) -> list[Step]:
     """On each rank: trains, and notes every step."""
     steps: list[Step] = []
 
-    def noted(engine: Any, batches: Any) -> StepResult:
-        result = train_step(engine, batches)
-        steps.append(Step(result, [batch.keys for batch in batches]))
-        return result
+    def noted(engine: Any, batches: Any, **options: Any) -> Pending:
+        pending = train_step(engine, batches, **options)
+        steps.append(Step(read(pending), [batch.keys for batch in batches]))
+        return pending
 
-    with mock.patch.object(loop, "train_step", noted):
-        loop.fit(recipe, helpers.resolved(stage, machine().world_size), machine())
+    with (
+        mock.patch.object(loop, "train_step", noted),
+        Preemption(recipe.train.max_hours) as preemption,
+    ):
+        loop.fit(recipe, helpers.resolved(stage, machine().world_size), machine(), preemption)
     return steps
 
 
@@ -71,8 +75,9 @@ def refused(recipe: Recipe, stage: int) -> str:
 
 def evaluate(recipe: Recipe, stage: int) -> tuple[dict[str, float], int]:
     """Loss sums of the newest checkpoint on this rank's share of the first held-out step."""
-    run = loop.build_run(recipe, helpers.resolved(stage, machine().world_size), machine())
-    assert loop.load.resume(run.engine, run.checkpoints, run.identity) is not None
+    ds_config = helpers.resolved(stage, machine().world_size)
+    run = loop.build_run(recipe, ds_config, machine(), Preemption())
+    assert loop.resume(run) is not None
     run.engine.eval()
     return eval_step(run.engine, next(run.steps(run.eval, Position())).batches)
 

@@ -1,4 +1,7 @@
-"""What trains, how fast: freezing by declaration, parameter groups, the learning-rate schedule."""
+"""What trains, how fast: freezing by declaration, parameter groups, learning rates over steps.
+
+Not here: what changes while a run goes on (``vlm.engine.thaw``).
+"""
 
 import math
 from collections.abc import Callable
@@ -7,40 +10,61 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vlm.config import COMPONENTS, ModelConfig, OptimConfig, ScheduleConfig
+from vlm.config import COMPONENTS, Component, ModelConfig, OptimConfig, Recipe, ScheduleConfig
+from vlm.engine.low_bit import is_packed, num_weights
 from vlm.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class ComponentCount:
-    name: str
+    name: Component
     num_total: int
     num_trainable: int
 
 
-def component(parameter_name: str) -> str:
+def component(parameter_name: str) -> Component:
     """`vision.tower.cls_token` -> `vision`."""
     name = parameter_name.partition(".")[0]
     assert name in COMPONENTS, f"parameter {parameter_name} belongs to no component"
     return name
 
 
+def is_adapter(parameter_name: str) -> bool:
+    """Whether PEFT put the parameter there to be trained: LoRA, or a trained copy of a module."""
+    parts = parameter_name.split(".")
+    return "modules_to_save" in parts or any(part.startswith("lora_") for part in parts)
+
+
 def freeze(model: nn.Module, config: ModelConfig) -> list[ComponentCount]:
-    """Freezes everything, then unfreezes what the recipe trains, and counts what came of it.
+    """Freezes everything, then unfreezes what the recipe ever trains, and counts what came of it.
+
+    Of a component with adapters only those train.
 
     Raises:
-        ConfigError: nothing is left to train.
+        ConfigError: nothing is left to train at the first step, or packed weights would.
     """
     model.requires_grad_(False)
     assert not any(p.requires_grad for p in model.parameters())
+    names = [name for name, _ in model.named_parameters()]
+    adapted = {component(name) for name in names if is_adapter(name)}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(component(name) not in config.freeze)
+        part = component(name)
+        trains = config.freeze.get(part, 0) is not None
+        if trains and (is_adapter(name) or part not in adapted):
+            if is_packed(parameter):
+                raise ConfigError(
+                    f"model.{part} has 4-bit weights, which cannot train; give it adapters (LoRA), "
+                    f"or name {part} in model.freeze"
+                )
+            parameter.requires_grad_(True)
     counts = count_parameters(model)
     for count in counts:
-        expected = 0 if count.name in config.freeze else count.num_total
-        assert count.num_trainable == expected, count
-    if not any(count.num_trainable for count in counts):
-        raise ConfigError("model.freeze names every component; expected one that trains")
+        assert config.freeze.get(count.name, 0) is not None or count.num_trainable == 0, count
+    if not any(count.num_trainable for count in counts if count.name not in config.freeze):
+        raise ConfigError(
+            "model.freeze names every component, so nothing trains at the start; expected one "
+            "that trains from the first step"
+        )
     return counts
 
 
@@ -48,14 +72,9 @@ def count_parameters(model: nn.Module) -> list[ComponentCount]:
     counts = []
     for name in COMPONENTS:
         mine = [p for n, p in model.named_parameters() if component(n) == name]
-        trainable = sum(_numel(p) for p in mine if p.requires_grad)
-        counts.append(ComponentCount(name, sum(map(_numel, mine)), trainable))
+        trainable = sum(num_weights(p) for p in mine if p.requires_grad)
+        counts.append(ComponentCount(name, sum(map(num_weights, mine)), trainable))
     return counts
-
-
-def _numel(parameter: nn.Parameter) -> int:
-    # under ZeRO-3 the tensor itself is empty and ds_numel holds the true size
-    return parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
@@ -63,6 +82,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
 
     Vectors (biases, norms, scales, learned queries) and position embeddings are not decayed.
     """
+    decay = config.weight_decay.model_dump()
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -71,13 +91,17 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
         {
             "name": f"{part}{'' if decays else '_no_decay'}",
             "params": groups[part, decays],
-            "lr": getattr(config.lr, part),
-            "weight_decay": config.weight_decay if decays else 0.0,
+            "weight_decay": decay[part] if decays else 0.0,
         }
         for part in COMPONENTS
         for decays in (True, False)
         if (part, decays) in groups
     ]
+
+
+def group_component(group_name: str) -> Component:
+    """`vision_no_decay` -> `vision`."""
+    return component(group_name.removesuffix("_no_decay"))
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:
@@ -86,9 +110,50 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
     return is_matrix and "position_embedding" not in name
 
 
-def optimizer(model: nn.Module, config: OptimConfig, fused: bool) -> torch.optim.AdamW:
+def optimizer(
+    model: nn.Module, recipe: Recipe, fused: bool
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW over the parameter groups, and the schedule that sets their learning rates.
+
+    The groups start at a rate of 1 and the schedule gives absolute ones: a component may rest at 0
+    and train later.
+    """
+    config = recipe.optim
     groups = parameter_groups(model, config)
-    return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=fused)
+    adam = torch.optim.AdamW(groups, lr=1.0, betas=config.betas, eps=config.eps, fused=fused)
+    rates = [_rates(recipe, group_component(group["name"])) for group in groups]
+    return adam, torch.optim.lr_scheduler.LambdaLR(adam, rates)
+
+
+def _rates(recipe: Recipe, part: Component) -> Callable[[int], float]:
+    return lambda step: learning_rate(recipe, part, step)
+
+
+def learning_rate(recipe: Recipe, part: Component, step: int) -> float:
+    """A component's rate at a global step, counted from 0; 0 while it is frozen."""
+    if part in frozen_at(recipe.model, step):
+        return 0.0
+    rate = recipe.optim.lr.model_dump()[part]
+    for start in sorted(recipe.optim.lr_at):
+        if start <= step:
+            rate = recipe.optim.lr_at[start].get(part, rate)
+    return rate * schedule(recipe.optim.schedule, recipe.train.steps)(step)
+
+
+def frozen_at(config: ModelConfig, step: int) -> set[Component]:
+    """Components that do not train at a global step, counted from 0."""
+    return {part for part, until in config.freeze.items() if until is None or step < until}
+
+
+def trained_at(recipe: Recipe, step: int) -> set[Component]:
+    """Components that a global step moves."""
+    return {part for part in COMPONENTS if learning_rate(recipe, part, step) > 0}
+
+
+def trained_before(recipe: Recipe, step: int) -> set[Component]:
+    """Components that any global step before this one moved."""
+    changes = {0, *filter(None, recipe.model.freeze.values()), *recipe.optim.lr_at}
+    return {part for start in changes if start < step for part in trained_at(recipe, start)}
 
 
 def schedule(config: ScheduleConfig, num_steps: int) -> Callable[[int], float]:

@@ -10,6 +10,8 @@ from torch import nn
 from vlm.config import Recipe
 from vlm.engine import optim
 from vlm.engine.cpu import on_cpu, prepare_cpu, safe_loading
+from vlm.engine.low_bit import check_packed
+from vlm.engine.modes import check_modes
 from vlm.errors import ConfigError
 
 #: what a launcher says; here, to a process that runs alone, on any free port
@@ -74,14 +76,32 @@ def build_engine(model: nn.Module, recipe: Recipe, ds_config: dict[str, Any], cp
 
     Args:
         ds_config: from ``vlm.engine.ds_config.resolve``.
+
+    Raises:
+        ConfigError: nothing trains, the model lacks a forward mode, or DeepSpeed would train its
+            parameters wrongly as they are stored.
     """
     import deepspeed  # not at the top: prepare_cpu must come first
 
+    check_packed(model, ds_config, cpu)
     optim.freeze(model, recipe.model)
-    optimizer = optim.optimizer(model, recipe.optim, fused=not cpu)
-    factor = optim.schedule(recipe.optim.schedule, recipe.train.steps)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    _check_one_type(model, ds_config)
+    check_modes(model, recipe)
+    optimizer, scheduler = optim.optimizer(model, recipe, fused=not cpu)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, lr_scheduler=scheduler, config=ds_config
     )
     return engine
+
+
+def _check_one_type(model: nn.Module, ds_config: dict[str, Any]) -> None:
+    """DeepSpeed takes the type of every trained parameter from the first, unless it casts them."""
+    if any(ds_config.get(name, {}).get("enabled") for name in ("bf16", "fp16")):
+        return
+    trained = {p.dtype: name for name, p in model.named_parameters() if p.requires_grad}
+    if len(trained) > 1:
+        found = ", ".join(f"{name} as {str(kind)[6:]}" for kind, name in trained.items())
+        raise ConfigError(
+            f"trained parameters are stored in several types ({found}); load the model in one, or "
+            "set bf16.enabled to true in the DeepSpeed file"
+        )

@@ -66,6 +66,8 @@ class FoveatedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     tokens_per_frame = 1
+    #: modes with a gradient
+    train_modes: tuple[Mode, ...] = ("coarse_only", "coarse_fine")
 
     def __init__(
         self, config: FoveatedConfig, tower: nn.Module | None = None, lm: nn.Module | None = None
@@ -106,6 +108,9 @@ class FoveatedModel(PreTrainedModel):
         if mode == "coarse_only":
             hidden = self.language(fill(text, batch.frame_index, tokens), batch)
             coarse = self.language.loss_sum(hidden, batch)
+            # a parameter without a gradient keeps that of the step before under ZeRO-3
+            asked = hidden[batch.frame_index] if batch.has_frames else hidden[:1]
+            coarse = coarse + 0.0 * self.fine_queries(batch, asked).sum()
             return Output(coarse, {"coarse": coarse})
         prefix_only = not with_coarse_loss
         hidden = self.language(fill(text, batch.frame_index, tokens), batch, prefix_only)

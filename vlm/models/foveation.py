@@ -8,6 +8,7 @@ Legend: F frames, Q query width, D vision width, H language width.
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vlm.models.vision import KeyValue, VisionEncoder
 
@@ -42,6 +43,7 @@ class Foveation(nn.Module):
     ) -> None:
         super().__init__()
         self.visual_scale = visual_scale
+        self.gradient_checkpointing = False
         self.q_static = LearnedQuery(query_dim, query_std)
         self.q_init = LearnedQuery(query_dim, query_std)
         self.query_input_proj = nn.Linear(query_dim, vision_dim, bias=query_bias)
@@ -51,6 +53,11 @@ class Foveation(nn.Module):
 
     def forward(self, vision: VisionEncoder, cache: list[KeyValue], queries: Tensor) -> Tensor:
         """(F, Q) queries -> (F, H) visual tokens."""
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(self._look, vision, cache, queries, use_reentrant=False)
+        return self._look(vision, cache, queries)
+
+    def _look(self, vision: VisionEncoder, cache: list[KeyValue], queries: Tensor) -> Tensor:
         looked = vision.look(self.query_input_proj(queries), cache)
         return self.visual_scale * self.dino_to_llm(self.output_proj(looked))
 

@@ -84,10 +84,11 @@ def build(config: ModelConfig, vocab_size: int, seed: int) -> FoveatedModel:
     family_config = FoveatedConfig(
         vision_config=tower.config.to_dict(),
         language_config=lm.config.to_dict(),
-        connector=config.connector.model_dump(),
+        connector=config.connector.model_dump(exclude={"gradient_checkpointing"}),
     )
     model = FoveatedModel(family_config, tower, lm)
     model.vision.gradient_checkpointing = config.vision.gradient_checkpointing
+    model.connector.gradient_checkpointing = config.connector.gradient_checkpointing
     if config.language.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     return model
