@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm import config, errors
+from vlm.arguments import positive
 from vlm.data import planning
 
 
@@ -52,17 +53,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--manifest", type=Path, metavar="M.parquet", help="instead of the recipe's data.train"
     )
-    parser.add_argument("--world-size", type=_positive, default=1, metavar="W")
-    parser.add_argument("--steps", type=_positive, default=3, metavar="N")
+    parser.add_argument("--world-size", type=positive, default=1, metavar="W")
+    parser.add_argument("--steps", type=positive, default=3, metavar="N")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value")
     return parser.parse_intermixed_args(argv)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Not here: the plan itself (``vlm.data.plan``), which knows neither recipes nor manifests.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -10,10 +11,11 @@ from typing import Any, Literal
 import numpy as np
 
 from vlm.config import DataConfig, Recipe, SourceConfig
-from vlm.data import catalog
+from vlm.data import catalog, remote
 from vlm.data.catalog import Catalog
-from vlm.data.plan import Plan, Step, assign, step_hash, summary
+from vlm.data.plan import MicroBatch, Plan, Step, assign, step_hash, summary
 from vlm.data.policy import KINDS, Policy, Rows, SourcePolicy
+from vlm.data.position import Position
 from vlm.errors import ConfigError
 
 #: placeholders of a frame in the language model, by model family
@@ -130,4 +132,50 @@ def _describe_step(step: Step, world_size: int) -> Iterator[dict[str, Any]]:
             "num_frames": batch.num_frames,
             "num_tokens": batch.num_tokens,
             "cost": batch.cost,
+        }
+
+
+def explain(
+    catalog: Catalog, plan: Plan, position: Position, rank: int, world_size: int
+) -> dict[str, Any]:
+    """The samples that a rank trains on in one step, from the plan alone.
+
+    Raises:
+        ConfigError: no such rank, or a world size that M is no multiple of.
+    """
+    planned = next(plan.steps(position))
+    ranks = assign([batch.cost for batch in planned.step], world_size)
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank {rank}: expected 0 to {world_size - 1} at world size {world_size}")
+    return {
+        "plan_id": plan.plan_id,
+        **dataclasses.asdict(position),
+        "epoch": planned.epoch,
+        "micro_batches": [
+            {
+                "index": index,
+                "kind": planned.step[index].kind,
+                "cost": planned.step[index].cost,
+                "samples": list(_describe_samples(catalog, plan, planned.step[index])),
+            }
+            for index in ranks[rank]
+        ],
+    }
+
+
+def _describe_samples(catalog: Catalog, plan: Plan, batch: MicroBatch) -> Iterator[dict[str, Any]]:
+    lengths, frames = plan.rows.sizes(batch.rows, plan.policy.tokens_per_frame)
+    columns = (batch.rows, batch.epochs, lengths, frames)
+    for row, shown, length, num_frames in zip(*(c.tolist() for c in columns), strict=True):
+        found, own = catalog.locate(row)
+        yield {
+            "row": row,
+            "shard": remote.display(catalog.shards[int(catalog.shard[row])].location),
+            "key": catalog.key(row),
+            "offset": int(found.offset[own]),
+            "kind": KINDS[int(catalog.kind[row])],
+            "source": catalog.source(row).name,
+            "num_frames": num_frames,
+            "num_tokens": length,
+            "times_shown": shown,
         }

@@ -1,13 +1,14 @@
 """From a recipe to batches: manifests, tokenizer, plan, and who reads what."""
 
 from collections.abc import Generator, Iterable
+from contextlib import closing
 from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from vlm.config import AugmentConfig, Recipe
-from vlm.data import chat, faults, planning
+from vlm.data import chat, faults, plan_index, planning
 from vlm.data.catalog import Catalog
 from vlm.data.collate import Collator
 from vlm.data.loader import LoadedStep, Loader
@@ -64,9 +65,10 @@ def steps(
     Args:
         quarantine: Rows found bad before, of ``LoaderState``.
     """
-    yield from Loader(
+    plan, folder = source.plan, recipe.output_dir
+    loader = Loader(
         source.catalog,
-        source.plan,
+        plan,
         source.collator,
         recipe.data,
         rank=rank,
@@ -74,5 +76,12 @@ def steps(
         position=position,
         quarantine=quarantine,
         pinned=torch.cuda.is_available(),
-        bad_samples=recipe.output_dir / faults.FILE if recipe.output_dir.is_dir() else None,
+        bad_samples=folder / faults.FILE if folder.is_dir() else None,
     )
+    known = len(plan.num_steps)
+    with closing(iter(loader)) as loaded_steps:  # type: ignore[type-var]
+        for loaded in loaded_steps:
+            yield loaded
+            if rank == 0 and len(plan.num_steps) > known and folder.is_dir():
+                known = len(plan.num_steps)
+                plan_index.save(plan, folder)  # so that any step is found without planning

@@ -1,0 +1,106 @@
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.data import helpers
+from tests.tools.run_tool import Result, run_tool
+from vlm.data import manifest
+from vlm.data.plan import step_hash
+from vlm.data.tokenizer import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe over two manifests: 48 clips and 12 texts, and 24 clips and 8 texts."""
+    folder = tmp_path_factory.mktemp("explain_step")
+    texts = ["What colour is the circle?", "The circle is green."] * 20
+    train_tokenizer(texts, folder / "tokenizer", vocab_size=300, image_token="<|image|>")
+    for name, counts in (("a", [3, 0, 8, 1, 5] * 12), ("b", [2, 4, 6, 0] * 8)):
+        paths = helpers.write_shards(folder / name, counts, per_shard=10, prefix=name)
+        manifest.build(paths, str(folder / "tokenizer"), "<|image|>", folder / f"{name}.parquet")
+    part = {"config": {"model_type": "any"}}
+    sources = [
+        {"manifest": str(folder / "a.parquet"), "weight": 1},
+        {"manifest": str(folder / "b.parquet"), "weight": 3},
+    ]
+    model = {"family": "foveated", "vision": part, "language": part}
+    recipe = {
+        "name": "test",
+        "output_dir": str(folder / "runs"),
+        "model": {**model, "tokenizer": str(folder / "tokenizer")},
+        "data": {
+            "train": sources,
+            "weights_at": {9: {"a": 0}},
+            "eval": "none.parquet",
+            "micro_batches": 4,
+            "budget": 300,
+            "text_frac": 0.2,
+        },
+        "train": {"steps": 1},
+    }
+    (folder / "r.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return folder
+
+
+def run(folder: Path, *arguments: str) -> Result:
+    return run_tool("explain_step", "--recipe", folder / "r.yaml", *arguments)
+
+
+def explained(folder: Path, *arguments: str) -> dict[str, Any]:
+    found = run(folder, "--json", *arguments)
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout)
+
+
+def test_ranks_together_are_the_step_that_show_plan_shows(folder: Path) -> None:
+    shown = run_tool("show_plan", "--recipe", folder / "r.yaml", "--steps", "12", "--json")
+    steps = json.loads(shown.stdout)["steps"]
+    for step in (0, 11):
+        ranks = [
+            explained(folder, "--step", str(step), "--rank", rank, "--world-size", "2")
+            for rank in "01"
+        ]
+        batches = sorted((b for r in ranks for b in r["micro_batches"]), key=lambda b: b["index"])
+        assert [batch["index"] for batch in batches] == [0, 1, 2, 3]
+        keys = [one["key"] for batch in batches for one in batch["samples"]]
+        assert step_hash(keys) == steps[step]["hash"]
+    assert {one["source"] for b in batches for one in b["samples"] if one["num_frames"]} == {"b"}
+
+
+def test_a_sample_lies_where_it_says(folder: Path) -> None:
+    for batch in explained(folder, "--step", "5")["micro_batches"]:
+        for one in batch["samples"]:
+            with tarfile.open(one["shard"]) as archive:
+                members = [m for m in archive if m.name.split(".")[0] == one["key"]]
+            assert members[0].offset == one["offset"]
+            assert len(members) == one["num_frames"] + 1
+            assert one["kind"] == ("video" if one["num_frames"] else "text")
+
+
+def test_text_names_every_sample(folder: Path) -> None:
+    data = explained(folder, "--step", "3", "--rank", "1", "--world-size", "4")
+    found = run(folder, "--step", "3", "--rank", "1", "--world-size", "4")
+    assert found.returncode == 0
+    for batch in data["micro_batches"]:
+        for one in batch["samples"]:
+            assert f"{one['source']}  {one['key']}  {one['shard']}:{one['offset']}" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--step", "-1"], "--step"),
+        (["--step", "0", "--rank", "2", "--world-size", "2"], "expected 0 to 1"),
+        (["--step", "0", "--world-size", "3"], "start 1, 2, 4 ranks"),
+        (["--step", "0", "data.train=gone.parquet", "data.weights_at={}"], "gone.parquet"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(folder: Path, arguments: list[str], said: str) -> None:
+    found = run(folder, *arguments)
+    assert found.returncode == 2
+    assert said in found.stderr
+    assert "Traceback" not in found.stderr
