@@ -30,6 +30,8 @@ MAX_FRAMES = 64
 KINDS: tuple[Kind, ...] = ("text", "image", "video")
 FORMS: tuple[Form, ...] = ("turns", "caption", "tokens", "preference")
 CAPTION_PROMPT = "Describe this."
+#: faults of one JSON that an error names
+MAX_EXPLAINED = 5
 #: where frames stand in a user turn; in other turns it is plain text
 MARK = re.compile("<(video|image)>")
 
@@ -237,11 +239,14 @@ def check_json_size(raw: bytes | memoryview, where: str) -> None:
 
 
 def explain(error: ValidationError) -> str:
-    """The first fault of a validation, with its dotted path."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    dotted = ".".join(str(part) for part in first["loc"])[:200]
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{dotted}: {first['msg']}{more}" if dotted else f"{first['msg']}{more}"
+    """The faults of a validation with their dotted paths, the first few of many."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    texts = []
+    for fault in found[:MAX_EXPLAINED]:
+        dotted = ".".join(str(part) for part in fault["loc"])[:200]
+        texts.append(f"{dotted}: {fault['msg']}" if dotted else fault["msg"])
+    more = f" (and {len(found) - len(texts)} more)" if len(found) > len(texts) else ""
+    return "; ".join(texts) + more
 
 
 def _not_blank(text: str, name: str) -> str:

@@ -62,7 +62,11 @@ def test_every_fault_of_a_shard_is_named(tmp_path: Path) -> None:
             ("00000002", "", "16x16 (00000002.000.jpg), 8x8 (00000002.002.jpg)"),
             ("00000003", "00000003.json", "missing, and there is no .txt"),
             ("00000004", "00000004.001.jpg", "damaged"),
-            ("00000007", "00000007.json", "source: Field required (and 1 more)"),
+            (
+                "00000007",
+                "00000007.json",
+                "source: Field required; frame_count: Input should be a valid integer",
+            ),
             ("00000007", "00000007.000.jpg", "missing; others follow"),
             ("00000007", "00000007.002.jpg", "not a JPEG"),
             ("00000005", "00000005.001.jpg", "not adjacent"),
