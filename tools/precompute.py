@@ -3,8 +3,10 @@
     python tools/precompute.py video --annotations train.jsonl --output shards/train
     python tools/precompute.py openvid --root data/openvid --output shards/openvid \
         --split train --val-frac 0.01 --seed 0
+    python tools/precompute.py eval --candidates cauldron=val-cauldron.parquet ... \
+        --training train.parquet --output shards/val_10k
 
-Every sub-command is a data set with its own options and shares the rest. What cannot be used goes
+Every sub-command but eval is a data set with its own options. What cannot be used goes
 to OUTPUT/failed.jsonl; a second run skips the shards that are there and makes the others.
 
 Exit codes: 0 done, 1 not a single sample, 2 a mistake.
@@ -25,6 +27,7 @@ from rich.table import Table
 
 from vlm import arguments, errors
 from vlm.data import download, precompute
+from vlm.data.adapters import eval_mix
 from vlm.data.adapters.registry import ADAPTERS
 from vlm.data.cluster import ray_map
 from vlm.data.pool import ordered_map
@@ -33,12 +36,17 @@ from vlm.data.spool import Source, Split
 
 def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
+    return args.run(args)
+
+
+def _make_shards(args: argparse.Namespace) -> int:
     source = _source(args)
     settings = precompute.Settings(
         size=args.size,
         fps=args.fps,
         max_frames=args.max_frames,
         samples_per_shard=args.samples_per_shard,
+        latents=args.latents,
     )
     if args.download:
         with arguments.progress("files") as advance:
@@ -60,6 +68,32 @@ def main(argv: Sequence[str]) -> int:
         report = precompute.run(source, args.output, settings, engine, progress)
     Console().print(_table(args.output, report))
     return 0 if report.num_written + report.num_present else errors.EXIT_FAULTS
+
+
+def _draw_mix(args: argparse.Namespace) -> int:
+    candidates: dict[str, list[Path]] = {}
+    for given in args.candidates:
+        name, _, path = given.partition("=")
+        candidates.setdefault(name, []).append(Path(path))
+    with arguments.progress("shards") as progress:
+        report = eval_mix.publish(
+            candidates,
+            args.training,
+            args.output,
+            num_samples=args.num_samples,
+            seed=args.seed,
+            samples_per_shard=args.samples_per_shard,
+            workers=args.workers,
+            progress=progress,
+        )
+    title = "drawn" if report.is_new else "checked, as it was drawn"
+    table = Table(title, "samples", "left out: trained on", "left out: twice")
+    for part in report.parts:
+        counts = (part.num_samples, part.num_leaks, part.num_doubles)
+        table.add_row(part.name, *(f"{count:,}" for count in counts))
+    Console().print(table)
+    Console().print(f"none of them among {report.num_trained:,} samples that are trained on")
+    return 0
 
 
 def _source(args: argparse.Namespace) -> Source:
@@ -109,7 +143,33 @@ def _parser() -> argparse.ArgumentParser:
             hint = typing.get_type_hints(adapter.options)[field.name]
             _add_option(command, field, hint)
         _add_shared(command)
+        command.set_defaults(run=_make_shards)
+    _add_mix(commands.add_parser("eval", help="the frozen evaluation mix, out of held-out shards"))
     return parser
+
+
+def _add_mix(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_draw_mix)
+    command.add_argument(
+        "--candidates",
+        nargs="+",
+        required=True,
+        metavar="SOURCE=MANIFEST",
+        help=f"of held-out shards, for each of {', '.join(eval_mix.COUNTS)}",
+    )
+    command.add_argument(
+        "--training",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="MANIFEST",
+        help="of everything that is trained on",
+    )
+    command.add_argument("--output", type=Path, required=True, metavar="DIR", help="of shards")
+    command.add_argument("--num-samples", type=arguments.positive, default=eval_mix.NUM_SAMPLES)
+    command.add_argument("--seed", type=arguments.seed, default=0, help="of the draw")
+    command.add_argument("--samples-per-shard", type=arguments.positive, default=1000)
+    arguments.add_workers(command)
 
 
 def _add_option(command: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) -> None:
@@ -142,6 +202,9 @@ def _add_shared(command: argparse.ArgumentParser) -> None:
     command.add_argument("--size", type=int, default=224, help="side of the frames in pixels")
     command.add_argument("--fps", type=float, default=1.0, help="frames a second of video")
     command.add_argument("--max-frames", type=int, default=64, help="more are spread evenly")
+    command.add_argument(
+        "--latents", metavar="REPO_OR_PATH", help="also latents of frames, by this AutoencoderKL"
+    )
     command.add_argument("--samples-per-shard", type=int, default=1000)
     command.add_argument("--max-samples", type=arguments.positive, help="only the first ones")
     command.add_argument(

@@ -5,7 +5,8 @@
     img2dataset     KEY.txt KEY.json               KEY.jpg
     video2dataset   KEY.txt KEY.json               KEY.mp4
 
-Images may be jpg, jpeg, png or webp, videos mp4, webm, mkv, avi or mov. Not here: finding members
+Images may be jpg, jpeg, png or webp, videos mp4, webm, mkv, avi or mov; beside frames may stand
+their KEY.latents.safetensors, which only those read who want it. Not here: finding members
 in a tar (`vlm.data.shards`), decoding (`vlm.data.decode`).
 """
 
@@ -22,7 +23,9 @@ from vlm.errors import SampleError
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 VIDEO_EXTENSIONS = ("mp4", "webm", "mkv", "avi", "mov")
 WORD_EXTENSIONS = ("json", "txt")
-EXTENSIONS = IMAGE_EXTENSIONS + VIDEO_EXTENSIONS + WORD_EXTENSIONS
+#: beside frames, see `vlm.data.latents`
+LATENTS = "latents.safetensors"
+EXTENSIONS = (*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS, *WORD_EXTENSIONS, LATENTS)
 
 _IMAGE = "|".join(IMAGE_EXTENSIONS)
 _UNDERSCORED = re.compile(rf"(.+)_(\d{{3}}\.(?:{_IMAGE}))")

@@ -28,6 +28,7 @@ from vlm.data.annotations import KINDS, Annotation, Failure, Kind, Lines
 from vlm.data.archives import MissingMediaError
 from vlm.data.frames import extract_frames
 from vlm.data.image import load_image
+from vlm.data.latents import encoder
 from vlm.data.media import MediaReader
 from vlm.data.schema import MAX_FRAMES
 from vlm.data.shards import ShardWriter, publish
@@ -52,6 +53,8 @@ class Settings:
     fps: float = 1.0
     max_frames: int = MAX_FRAMES
     samples_per_shard: int = 1000
+    #: folder or Hugging Face id of an AutoencoderKL; None for no latents
+    latents: str | None = None
 
     def __post_init__(self) -> None:
         if not 8 <= self.size <= 4096:
@@ -131,10 +134,13 @@ def run(
         progress: Called with (samples done, samples in all); these grow until all are known.
 
     Raises:
+        ConfigError: there is no such autoencoder, or it does not fit the size.
         DataError: the data set is not there, or ``output`` holds shards made otherwise, or another
             run is writing there.
     """
     started = time.perf_counter()
+    if settings.latents:
+        encoder(settings.latents).check_size(settings.size)
     asked = source.fingerprint() | asdict(settings)
     with _locked(output):
         found = spool(source, asked, output, lambda n: progress(0, n))
@@ -211,10 +217,11 @@ def write_shard(task: ShardTask) -> ShardReport:
             for number, annotation in annotations.read(file, task.lines):
                 try:
                     frames, size = _frames(task.settings, media, annotation)
+                    latents = _latents(task.settings, frames)
                 except SampleError as error:
                     failures.append(_failure(number, annotation, error))
                     continue
-                writer.write(number, annotation.to_sample(len(frames)), frames)
+                writer.write(number, annotation.to_sample(len(frames)), frames, latents)
                 num_samples += 1
                 num_frames += len(frames)
                 num_bytes += size
@@ -239,6 +246,10 @@ def _frames(
             frames.append(load_image(file, settings.size))
             num_bytes += file.seek(0, os.SEEK_END)
     return frames, num_bytes
+
+
+def _latents(settings: Settings, frames: list[np.ndarray]) -> bytes | None:
+    return encoder(settings.latents).encode(frames) if settings.latents and frames else None
 
 
 def _failure(number: int, annotation: Annotation, error: SampleError) -> Failure:

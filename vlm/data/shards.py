@@ -20,7 +20,7 @@ import simplejpeg
 from webdataset import TarWriter
 
 from vlm.data import tar
-from vlm.data.layout import EXTENSIONS, split_names
+from vlm.data.layout import EXTENSIONS, LATENTS, split_names
 from vlm.data.schema import Sample
 from vlm.errors import DataError, SampleError
 
@@ -29,7 +29,7 @@ MAX_SAMPLE_BYTES = 256 << 20
 _CHUNK_BYTES = 1 << 20
 JPEG_QUALITY = 95
 
-_NAME = re.compile(rf"([^./\\]+)\.((?:[^./\\]+\.)?(?:{'|'.join(EXTENSIONS)}))")
+_NAME = re.compile(rf"([^./\\]+)\.((?:[^./\\]+\.)?(?:{'|'.join(map(re.escape, EXTENSIONS))}))")
 
 
 class SampleRange(NamedTuple):
@@ -208,19 +208,26 @@ class ShardWriter:
         self.next_shard = first_shard
         self._shard: _OpenShard | None = None
 
-    def write(self, index: int, sample: Sample, frames: Sequence[np.ndarray]) -> None:
+    def write(
+        self,
+        index: int,
+        sample: Sample,
+        frames: Sequence[np.ndarray],
+        latents: bytes | None = None,
+    ) -> None:
         """Adds a sample under the key ``index``, which is unique over all shards of a data set.
 
         Args:
             index: 0 to 99999999.
             sample: Its ``frame_count`` is the number of ``frames``.
             frames: Each (H, W, 3) uint8, RGB.
+            latents: Of the frames, as ``vlm.data.latents`` makes them.
         """
         assert sample.frame_count == len(frames), "the sample does not describe these frames"
         if self._shard is None:
             self._shard = _OpenShard(self.folder / f"{self.prefix}-{self.next_shard:05d}.tar")
             self.next_shard += 1
-        self._shard.add(f"{index:08d}", sample, frames)
+        self._shard.add(f"{index:08d}", sample, frames, latents)
         if self._shard.num_samples == self.samples_per_shard:
             self.close()
 
@@ -258,12 +265,16 @@ class _OpenShard:
         self.file = self.temporary.open("wb")
         self.tar = TarWriter(self.file, user="", group="", mtime=0, encoder=False)
 
-    def add(self, key: str, sample: Sample, frames: Sequence[np.ndarray]) -> None:
+    def add(
+        self, key: str, sample: Sample, frames: Sequence[np.ndarray], latents: bytes | None
+    ) -> None:
         # TarWriter sorts the members of one call; the JSON member comes first
         self.tar.write({"__key__": key, "json": sample.to_json()})
         if len(frames):
             jpegs = {f"{i:03d}.jpg": encode_jpeg(frame) for i, frame in enumerate(frames)}
             self.tar.write({"__key__": key, **jpegs})
+        if latents is not None:
+            self.tar.write({"__key__": key, LATENTS: latents})
         self.num_samples += 1
 
     def publish(self) -> None:
