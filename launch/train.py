@@ -15,6 +15,7 @@ from vlm.engine.setup import num_ranks, start_process
 from vlm.errors import command
 from vlm.train.dry_run import dry_run
 from vlm.train.loop import fit
+from vlm.train.preempt import Preemption
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -27,26 +28,26 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def main(argv: Sequence[str]) -> int | None:
+def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     log.setup()
-    cpu = on_cpu()
-    if cpu:
-        prepare_cpu()
     recipe = config.load(args.recipe, args.overrides)
-    resolved = ds_config.resolve(
-        ds_config.load(args.ds_config),
-        path=args.ds_config,
-        recipe_path=args.recipe,
-        micro_batches=recipe.data.micro_batches,
-        world_size=num_ranks(),
-        cpu=cpu,
-    )
-    if args.dry_run:
-        return dry_run(recipe, resolved)
-    machine = start_process(recipe.train.cpu_threads)
-    fit(recipe, resolved, machine)
-    return 0
+    with Preemption(recipe.train.max_hours) as preemption:
+        cpu = on_cpu()
+        if cpu:
+            prepare_cpu()
+        resolved = ds_config.resolve(
+            ds_config.load(args.ds_config),
+            path=args.ds_config,
+            recipe_path=args.recipe,
+            micro_batches=recipe.data.micro_batches,
+            world_size=num_ranks(),
+            cpu=cpu,
+        )
+        if args.dry_run:
+            return dry_run(recipe, resolved)
+        machine = start_process(recipe.train.cpu_threads)
+        return fit(recipe, resolved, machine, preemption)
 
 
 if __name__ == "__main__":

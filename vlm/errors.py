@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 
 EXIT_USER_ERROR = 2
 EXIT_FAULTS = 1
+#: stopped by a signal or a time limit with all work saved: start again with the same command
+EXIT_PREEMPTED = 75
 
 
 class UserError(Exception):

@@ -1,38 +1,55 @@
-"""Resuming: find the newest complete checkpoint, agree on it, load it on all ranks.
+"""Resuming: find the newest whole checkpoint, agree on it, load it on all ranks.
 
-Nothing in a checkpoint is executed: ``vlm.engine.cpu.safe_loading`` must have run.
+Nothing in a checkpoint is executed: tensors are safetensors, all else is JSON. A run may go on on
+another number of ranks, and in another ZeRO stage; its samples stay the same.
 """
 
+import dataclasses
+import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any, cast
-
-import torch
+from typing import Any
 
 from vlm import dist
-from vlm.ckpt.save import COMPLETE, MANIFEST, TEMPORARY, TRAINER, rank_file, sha256
-from vlm.ckpt.state import TrainState, set_rng_state
+from vlm.ckpt.agree import together
+from vlm.ckpt.engine_state import COUNTERS, load_pieces, set_counters, state_file
+from vlm.ckpt.files import TEMPORARY, describe
+from vlm.ckpt.keep import COMPLETE
+from vlm.ckpt.save import MANIFEST, TRAINER, rank_file
+from vlm.ckpt.state import TrainState, seed_rank, set_rng_state
 from vlm.engine.ds_keys import walk
-from vlm.errors import CheckpointError
+from vlm.errors import CheckpointError, one_line
 
 log = logging.getLogger(__name__)
 
+#: bytes that a JSON file of a checkpoint may have
+MAX_JSON = 64 * 2**20
+
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are all there and unchanged; says which it skipped.
+    """The newest checkpoint that is whole, as all ranks see it; says which it skipped and why.
+
+    All ranks call it together: each hashes its share of the files, and any of them can object.
 
     Raises:
         CheckpointError: there are finished ones, and every one is damaged.
     """
     finished = []
-    for path in sorted(folder.glob("step_*"), reverse=True):
-        fault = find_fault(path)
-        if fault is None:
+    names = sorted((path.name for path in folder.glob("step_*")), reverse=True)
+    for name in dist.gather_objects(names)[0]:
+        path = folder / name
+        faults = dist.gather_objects(_find_fault(path))
+        found = next((f"{f} (rank {rank})" for rank, f in enumerate(faults) if f), None)
+        seen = dist.gather_objects(_seen(path))
+        if found is None and len(set(seen)) > 1:
+            found = f"ranks see different files there; expected one folder for all, {seen}"
+        if found is None:
             return path
-        log.warning("skipping checkpoint %s: %s", path, fault)
-        if _is_finished(path):
-            finished.append(f"{path.name}: {fault}")
+        if dist.is_main():
+            log.warning("skipping checkpoint %s: %s", path, found)
+        if any(seen):
+            finished.append(f"{name}: {found}")
     if finished:
         raise CheckpointError(
             f"checkpoints {folder}: none is whole ({'; '.join(finished[:3])}); bring one back, or "
@@ -41,20 +58,32 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
-def find_fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+def _seen(path: Path) -> str | None:
+    """What tells a finished checkpoint from another: None where this rank sees none."""
+    if not _is_finished(path):
+        return None
+    try:
+        return hashlib.sha256((path / MANIFEST).read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        return f"{MANIFEST}: {error.strerror}"
+
+
+def _find_fault(path: Path) -> str | None:
+    """What is wrong with this rank's share of a checkpoint, or None."""
     if not _is_finished(path):
         return "it was never finished"
     try:
-        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        for name, expected in files.items():
-            found = (path / name).stat().st_size
-            if found != expected["bytes"]:
-                return f"{name} has {found} bytes, expected {expected['bytes']}"
-            if sha256(path / name) != expected["sha256"]:
+        files = _read_json(path / MANIFEST)
+        for name in sorted(files)[dist.rank() :: dist.world_size()]:
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                return f"{MANIFEST} names {name!r}, expected files of the checkpoint"
+            expected, size = files[name], (path / name).stat().st_size
+            if size != expected["bytes"]:
+                return f"{name} has {size} bytes, expected {expected['bytes']}"
+            if describe(path / name)["sha256"] != expected["sha256"]:
                 return f"{name} has changed since it was saved"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} does not fit: {error}"
+    except (CheckpointError, OSError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} does not fit: {one_line(error)}"
     return None
 
 
@@ -62,48 +91,64 @@ def _is_finished(path: Path) -> bool:
     return path.suffix != TEMPORARY and (path / COMPLETE).is_file()
 
 
-def resume(engine: Any, folder: Path, identity: dict[str, Any]) -> TrainState | None:
-    """Loads the newest complete checkpoint of a run into ``engine`` on all ranks.
+def _read_json(path: Path) -> Any:
+    """Raises CheckpointError where it is too large or not JSON."""
+    try:
+        if (size := path.stat().st_size) > MAX_JSON:
+            raise ValueError(f"found {size:,} bytes, expected at most {MAX_JSON:,}")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"checkpoint file {path} cannot be read: {one_line(error)}; expected JSON; remove its "
+            "checkpoint to go on from the one before"
+        ) from None
+
+
+def resume(engine: Any, folder: Path, identity: dict[str, Any], seed: int) -> TrainState | None:
+    """Loads the newest whole checkpoint of a run into ``engine`` on all ranks.
+
+    Args:
+        seed: of the random states of ranks, where another number of them saved.
 
     Returns:
         The state to go on from; None if there is no checkpoint yet.
 
     Raises:
-        CheckpointError: all are damaged, it belongs to another run, or a rank does not see it.
+        CheckpointError: on all ranks: all are damaged, or it belongs to another run.
     """
-    path = _agree_on_newest(folder)
+    path = newest(folder)
     if path is None:
         return None
-    seen = dist.all_reduce([float((path / COMPLETE).is_file())], engine.device, "min")
-    if not seen[0]:
-        raise CheckpointError(f"checkpoint {path}: not every rank sees it; expected one folder")
-    trainer = json.loads((path / TRAINER).read_text(encoding="utf-8"))
+    trainer = _read_trainer(path)
     check_identity(path, trainer["identity"], identity)
-    loaded, _ = engine.load_checkpoint(str(folder), tag=path.name)
-    assert loaded is not None, path
+    state, num_saved = TrainState(**trainer["state"]), trainer["world_size"]
+    load_pieces(engine, [path / state_file(rank) for rank in range(num_saved)])
+    set_counters(engine, trainer["engine"])
     # last, so that nothing that loading drew stays drawn
-    set_rng_state(torch.load(path / rank_file(dist.rank()), weights_only=True))
+    if num_saved == dist.world_size():
+        together(lambda: set_rng_state(_read_json(path / rank_file(dist.rank()))))
+    else:
+        seed_rank(seed, state.step, dist.rank())
+        log.info("saved by %d ranks, resumed by %d", num_saved, dist.world_size())
     log.info("resumed from %s", path)
-    return TrainState(**trainer["state"])
+    return state
 
 
-def _agree_on_newest(folder: Path) -> Path | None:
-    """Rank 0 looks, all ranks go on with what it found, or fail with it."""
-    found: Path | None = None
-    error: CheckpointError | None = None
-    if dist.is_main():
-        try:
-            found = newest(folder)
-        except CheckpointError as caught:
-            error = caught
-    found, error = cast(Any, dist.broadcast_object((found, error)))
-    if error is not None:
-        raise error
+def _read_trainer(path: Path) -> dict[str, Any]:
+    found = _read_json(path / TRAINER)
+    kinds = {"state": dict, "identity": dict, "engine": dict, "world_size": int}
+    fits = isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in kinds.items())
+    names = {field.name for field in dataclasses.fields(TrainState)}
+    if not fits or found["state"].keys() != names or found["engine"].keys() != COUNTERS:
+        raise CheckpointError(
+            f"checkpoint {path}: {TRAINER} does not fit: expected the keys {', '.join(kinds)} and "
+            "below them those of this version; remove it to go on from the one before"
+        )
     return found
 
 
 def check_identity(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Refuses to go on with other data, another model, other ranks or another optimizer.
+    """Refuses to go on with other data, another model or another optimizer.
 
     Raises:
         CheckpointError: with the dotted keys that differ.
@@ -116,7 +161,7 @@ def check_identity(path: Path, found: dict[str, Any], expected: dict[str, Any]) 
         more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
         raise CheckpointError(
             f"checkpoint {path} is of another run: {', '.join(shown)}{more}; go on with the recipe "
-            "and ranks it was saved with, or choose another output_dir"
+            "it was saved with, or choose another output_dir"
         )
 
 

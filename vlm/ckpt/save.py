@@ -1,164 +1,307 @@
 """Saving: a checkpoint is complete or it does not exist.
 
-1. All ranks write into ``step_N.tmp``: DeepSpeed's state and their random states.
-2. Rank 0 adds the model for ``transformers``, ``trainer.json`` and, over all files, sizes and
-   hashes in ``manifest.json``, then ``COMPLETE``.
-3. It is renamed to ``step_N``, ``latest`` is pointed at it, and only then old ones are removed.
+1. All ranks write into ``step_N.tmp``: their share of the engine's state, their random states;
+   rank 0 adds the model for ``transformers`` and ``trainer.json``. Every file is hashed as it is
+   written, and lies on the disk before anything else happens.
+2. Where a fast local folder was named, training goes on here, and a thread of each rank copies
+   its files to the run's folder and compares the hashes.
+3. Rank 0 writes sizes and hashes into ``manifest.json``, then ``COMPLETE``, renames the folder to
+   ``step_N``, points ``latest`` at it, and only then removes old ones.
 
-DeepSpeed's own ``latest`` is not used: it is written before the other ranks are done.
+What fails on one rank fails on all, and costs nothing but the checkpoint that was being written.
+Not here: what the engine's state is (``vlm.ckpt.engine_state``), which ones stay
+(``vlm.ckpt.keep``). DeepSpeed's own checkpoints are not used: they are pickles, load on as many
+ranks as saved them only, and name the newest before it is whole.
 """
 
 import dataclasses
-import hashlib
-import json
+import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
-
-import torch
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
 
 from vlm import dist
+from vlm.ckpt.agree import together
+from vlm.ckpt.engine_state import counters, write_pieces
+from vlm.ckpt.files import (
+    TEMPORARY,
+    FileInfo,
+    copy,
+    describe,
+    remove,
+    replace_text,
+    sync,
+    sync_tree,
+    write_json,
+)
+from vlm.ckpt.keep import COMPLETE, Keep, folder_name, prune
+from vlm.ckpt.pieces import pieces
 from vlm.ckpt.state import TrainState, rng_state
+from vlm.errors import CheckpointError, one_line
 from vlm.models.registry import quiet_transformers
 
 log = logging.getLogger(__name__)
 
-#: bytes and sha256 of a file
-FileInfo = dict[str, int | str]
+T = TypeVar("T")
 
-COMPLETE = "COMPLETE"
 LATEST = "latest"
+BEST = "best"
 MANIFEST = "manifest.json"
 TRAINER = "trainer.json"
 MODEL = "model"
-#: suffix of what is still being written
-TEMPORARY = ".tmp"
-#: DeepSpeed puts these beside every checkpoint; they unpickle, and ``model/`` makes them needless
-RECOVERY_SCRIPTS = ("zero_to_fp32.py", "zero_to_torch.py")
-
-
-def save(
-    engine: Any,
-    tokenizer: Any,
-    folder: Path,
-    state: TrainState,
-    identity: dict[str, Any],
-    keep_last: int,
-) -> Path:
-    """Writes ``folder/step_N`` on all ranks and prunes older ones.
-
-    Args:
-        folder: the run's ``checkpoints``.
-        identity: what a resumed run must share: plan_id, world size, recipe, versions.
-    """
-    name = f"step_{state.step:08d}"
-    temporary, final = folder / f"{name}{TEMPORARY}", folder / name
-    if dist.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-    dist.barrier()
-    engine.save_checkpoint(str(folder), tag=temporary.name, save_latest=False)
-    torch.save(rng_state(), temporary / rank_file(dist.rank()))
-    export_model(engine, tokenizer, temporary / MODEL)
-    if dist.is_main():
-        trainer = {"state": dataclasses.asdict(state), "identity": identity}
-        write_json(temporary / TRAINER, trainer)
-    dist.barrier()
-    files = _describe_together(temporary)
-    if dist.is_main():
-        write_json(temporary / MANIFEST, files)
-        (temporary / COMPLETE).touch()
-        sync_tree(temporary)
-        if final.exists():  # a resumed run comes by here again
-            shutil.rmtree(final)
-        os.replace(temporary, final)
-        replace_text(folder / LATEST, name)
-        prune(folder, name, keep_last)
-        for script in RECOVERY_SCRIPTS:
-            (folder / script).unlink(missing_ok=True)
-        log.info("checkpoint %s", final)
-    dist.barrier()
-    return final
-
-
-def export_model(engine: Any, tokenizer: Any, folder: Path) -> None:
-    """Config, safetensors and tokenizer that ``transformers`` loads without DeepSpeed."""
-    model = engine.module
-    if engine.zero_optimization_stage() == 3:
-        weights = engine._zero3_consolidated_16bit_state_dict()  # collective
-    else:
-        weights = model.state_dict()
-    if dist.is_main():
-        with quiet_transformers():
-            model.save_pretrained(folder, state_dict=weights)
-            tokenizer.save_pretrained(folder)
+#: saves that may fail one after another before the run stops
+MAX_FAILURES = 3
+#: seconds between looks for the other ranks' copies
+LOOK_S = 0.1
 
 
 def rank_file(rank: int) -> str:
-    return f"rank_{rank:05d}.pt"
+    return f"rank_{rank:05d}.json"
 
 
-def _describe_together(folder: Path) -> dict[str, FileInfo]:
-    """Every rank hashes its share of the files: for one alone 100 GB take minutes."""
-    names = cast(list[str], dist.broadcast_object(list_files(folder) if dist.is_main() else None))
-    parts = dist.gather_objects(describe_files(folder, names[dist.rank() :: dist.world_size()]))
-    return {name: info for part in parts for name, info in part.items()}
+class Saved(NamedTuple):
+    path: Path
+    #: seconds for which training stood still
+    stall_s: float
+    #: of all files
+    num_bytes: int
 
 
-def list_files(folder: Path) -> list[str]:
-    """Every file below ``folder``, relative to it."""
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+class _Copying(NamedTuple):
+    """What threads do with a checkpoint that was written to the local folder."""
+
+    target: Path
+    copied: Future[None]
+    #: on rank 0
+    published: Future[None] | None
 
 
-def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileInfo]:
-    paths = {name: folder / name for name in names}
-    return {n: {"bytes": p.stat().st_size, "sha256": sha256(p)} for n, p in paths.items()}
+class Saver:
+    """Writes the checkpoints of one run. All ranks call every method together.
 
+    Args:
+        folder: the run's ``checkpoints``; all ranks see the same.
+        local: a fast folder of each host to write to first; None writes to ``folder`` directly.
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """A reader sees the old text or the new one, whatever happens meanwhile."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    _sync(path.parent)
-
-
-def sync_tree(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def prune(folder: Path, newest: str, keep_last: int) -> None:
-    """Removes all but ``keep_last`` finished checkpoints up to ``newest``, and what kills left.
-
-    One after ``newest`` is of an abandoned future: it was damaged when the run resumed before it.
+    Raises:
+        CheckpointError: the engine keeps states where they cannot be saved.
     """
-    finished = sorted(p.parent for p in folder.glob(f"step_*/{COMPLETE}"))
-    kept = [p for p in finished if p.suffix != TEMPORARY and p.name <= newest][-keep_last:]
-    for old in set(folder.glob("step_*")) - set(kept):
-        # the marker goes first: half a checkpoint must not look like a whole one
-        (old / COMPLETE).unlink(missing_ok=True)
-        shutil.rmtree(old)
+
+    def __init__(self, engine: Any, tokenizer: Any, folder: Path, local: Path | None, keep: Keep):
+        pieces(engine)
+        self._engine, self._tokenizer = engine, tokenizer
+        self._folder, self._local, self._keep = folder, local, keep
+        self._threads = ThreadPoolExecutor(1, "checkpoint")
+        self._copying: _Copying | None = None
+        self._give_up = threading.Event()
+        self._num_failures = 0
+        self._last_bytes = 0
+
+    def save(self, state: TrainState, about: dict[str, Any], *, must: bool = False) -> Saved | None:
+        """Writes ``folder/step_N`` on all ranks; None where it could not.
+
+        Args:
+            about: goes to ``trainer.json`` beside the state: ``identity`` and what people may ask.
+            must: the run ends with it, so it is also copied, and to fail is an error.
+
+        Raises:
+            CheckpointError: on all ranks, where it must not fail, or failed too often.
+        """
+        started = time.perf_counter()
+        try:
+            self.finish()
+            num_bytes = self._save(state, about)
+            if must:
+                self.finish()
+        except CheckpointError as error:
+            self._num_failures += 1
+            if must or self._num_failures >= MAX_FAILURES:
+                raise
+            log.error("%s; training goes on, the next one is tried when it is due", error)
+            return None
+        self._num_failures, self._last_bytes = 0, num_bytes
+        path = self._folder / folder_name(state.step)
+        return Saved(path, time.perf_counter() - started, num_bytes)
+
+    def finish(self) -> None:
+        """Waits until the last checkpoint is published.
+
+        Raises:
+            CheckpointError: on all ranks: it could not be copied.
+        """
+        if self._copying is None:
+            return
+        copying, self._copying = self._copying, None
+        published = copying.published
+        try:
+            _together("copying", copying.target, copying.copied.result)
+            _together("publishing", copying.target, published.result if published else _nothing)
+        except CheckpointError:
+            self._give_up.set()
+            self._clear(copying.target)
+            raise
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:  # another rank may never finish its copy
+            self._give_up.set()
+        self._threads.shutdown()
+
+    def _save(self, state: TrainState, about: dict[str, Any]) -> int:
+        name = folder_name(state.step)
+        target = self._folder / f"{name}{TEMPORARY}"
+        written = target if self._local is None else self._local / target.name
+        _together("clearing", target, lambda: self._prepare(target))
+        weights = consolidated(self._engine)
+        trainer = {
+            "state": dataclasses.asdict(state),
+            "world_size": dist.world_size(),
+            "engine": counters(self._engine),
+            **about,
+        }
+        try:
+            found = _together("writing", written, lambda: self._write(written, weights, trainer))
+            files = {name: info for part in found for name, info in part.items()}
+            publish: Callable[[], None] = _nothing
+            if dist.is_main():
+                publish = partial(self._publish, target, files, dataclasses.replace(state))
+            if self._local is None:
+                _together("publishing", target, publish)
+            else:
+                self._start_copy(written, target, found[dist.rank()], publish)
+        except CheckpointError:
+            self._clear(written)
+            raise
+        return sum(int(info["bytes"]) for info in files.values())
+
+    def _prepare(self, target: Path) -> None:
+        """Removes what kills and earlier saves left."""
+        if self._local is not None and dist.is_local_main():
+            shutil.rmtree(self._local, ignore_errors=True)
+        if dist.is_main():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            free = shutil.disk_usage(self._folder).free
+            if free < self._last_bytes:  # found before the disk is full for all others, too
+                raise OSError(
+                    errno.ENOSPC,
+                    f"{os.strerror(errno.ENOSPC)}: {free:,} bytes free, the last checkpoint took "
+                    f"{self._last_bytes:,}",
+                )
+
+    def _clear(self, folder: Path) -> None:
+        if dist.is_main() or (self._local is not None and dist.is_local_main()):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _write(self, folder: Path, weights: Any, trainer: dict[str, Any]) -> dict[str, FileInfo]:
+        """This rank's files, by their names in ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        name, info = write_pieces(self._engine, folder)
+        files = {name: info}
+        random = rank_file(dist.rank())
+        files[random] = write_json(folder / random, rng_state())
+        if dist.is_main():
+            files[TRAINER] = write_json(folder / TRAINER, trainer)
+            self._export_model(weights, folder / MODEL)
+            for path in (folder / MODEL).rglob("*"):
+                if path.is_file():
+                    files[path.relative_to(folder).as_posix()] = describe(path)
+        sync(folder)
+        return files
+
+    def _export_model(self, weights: Any, folder: Path) -> None:
+        """Config, safetensors and tokenizer that ``transformers`` loads without DeepSpeed."""
+        with quiet_transformers():
+            self._engine.module.save_pretrained(folder, state_dict=weights)
+            self._tokenizer.save_pretrained(folder)
+        sync_tree(folder)
+
+    def _start_copy(
+        self,
+        source: Path,
+        target: Path,
+        files: dict[str, FileInfo],
+        publish: Callable[[], None],
+    ) -> None:
+        marks = [target / f"rank_{rank:05d}.copied" for rank in range(dist.world_size())]
+        self._give_up = give_up = threading.Event()
+
+        def copy_files() -> None:
+            started = time.perf_counter()
+            for name, info in files.items():
+                if copy(source / name, target / name) != info:
+                    raise OSError(errno.EIO, "changed before it was copied", str(source / name))
+            sync(target)
+            marks[dist.rank()].touch()  # from here on rank 0 may rename the folder
+            log.info("copied %s in %.1f s", target.stem, time.perf_counter() - started)
+
+        def wait_and_publish() -> None:
+            while missing := [mark for mark in marks if not mark.exists()]:
+                if give_up.wait(LOOK_S):
+                    raise OSError(errno.ECANCELED, "given up", str(missing[0]))
+            for mark in marks:
+                mark.unlink()
+            publish()
+
+        self._copying = _Copying(
+            target,
+            self._threads.submit(copy_files),
+            self._threads.submit(wait_and_publish) if dist.is_main() else None,
+        )
+
+    def _publish(self, target: Path, files: dict[str, FileInfo], state: TrainState) -> None:
+        write_json(target / MANIFEST, files)
+        (target / COMPLETE).touch()
+        sync_tree(target)
+        final = target.with_suffix("")
+        if final.exists():  # one that was damaged when the run resumed before it
+            remove(final, COMPLETE)
+        os.replace(target, final)
+        replace_text(self._folder / LATEST, final.name)
+        if self._keep.best and state.best_step is not None:
+            replace_text(self._folder / BEST, folder_name(state.best_step))
+        prune(self._folder, state.step, state.best_step, self._keep)
+        log.info("checkpoint %s", final)
+
+
+def consolidated(engine: Any) -> Any:
+    """The whole model's weights by name, on rank 0 at least. Collective."""
+    if engine.zero_optimization_stage() == 3:
+        return engine._zero3_consolidated_16bit_state_dict()
+    return engine.module.state_dict()
+
+
+def _nothing() -> None: ...
+
+
+def _together(what: str, path: Path, action: Callable[[], T]) -> list[T]:
+    """``together``, for what may fail in any way: a disk, a network, somebody's library."""
+
+    def attempt() -> T:
+        try:
+            return action()
+        except Exception as error:
+            # Any error, since the other ranks wait. One that no disk raises keeps its trace.
+            where = f"{what} failed on rank {dist.rank()}"
+            log.error("checkpoint: %s", where, exc_info=not isinstance(error, OSError))
+            raise CheckpointError(
+                f"checkpoint {path}: {where}: {one_line(error) or type(error).__name__}; those "
+                "before it are untouched; make room or let it be written, and start again"
+            ) from None
+
+    return together(attempt)

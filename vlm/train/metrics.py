@@ -54,6 +54,8 @@ COLUMNS = (
     "eval_loss_fine",
     "eval_loss_coarse",
     "eval_loss_ratio",
+    "checkpoint_stall_s",  # for which training stood still
+    "checkpoint_gb",
 )
 EVENTS = ("train", "eval", "checkpoint")
 
