@@ -24,7 +24,7 @@ quickstart: .venv/.runtime
 	$(PY) tools/make_quickstart_data.py --output data/quickstart
 	$(PY) tools/precompute.py video --annotations data/quickstart/train.jsonl --output data/quickstart/shards/train --size 32
 	$(PY) tools/precompute.py video --annotations data/quickstart/eval.jsonl --output data/quickstart/shards/eval --size 32
-	$(PY) tools/validate_shards.py data/quickstart/shards/train data/quickstart/shards/eval
+	$(PY) tools/validate_shards.py data/quickstart/shards/train data/quickstart/shards/eval --allow content
 	$(PY) tools/build_manifest.py data/quickstart/shards/train --tokenizer data/quickstart/tokenizer --output data/quickstart/train.parquet
 	$(PY) tools/build_manifest.py data/quickstart/shards/eval --tokenizer data/quickstart/tokenizer --output data/quickstart/eval.parquet
 	deepspeed --num_gpus 2 launch/train.py --ds_config ds_configs/zero2.json --recipe recipes/quickstart.yaml

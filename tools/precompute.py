@@ -27,7 +27,6 @@ from rich.table import Table
 
 from vlm import arguments, errors
 from vlm.data import download, precompute
-from vlm.data.adapters import eval_mix
 from vlm.data.adapters.registry import ADAPTERS
 from vlm.data.cluster import ray_map
 from vlm.data.pool import ordered_map
@@ -71,6 +70,9 @@ def _make_shards(args: argparse.Namespace) -> int:
 
 
 def _draw_mix(args: argparse.Namespace) -> int:
+    # brings transformers, which every worker of the other commands would load again
+    from vlm.data.adapters import eval_mix
+
     candidates: dict[str, list[Path]] = {}
     for given in args.candidates:
         name, _, path = given.partition("=")
@@ -80,7 +82,7 @@ def _draw_mix(args: argparse.Namespace) -> int:
             candidates,
             args.training,
             args.output,
-            num_samples=args.num_samples,
+            num_samples=args.num_samples or eval_mix.NUM_SAMPLES,
             seed=args.seed,
             samples_per_shard=args.samples_per_shard,
             workers=args.workers,
@@ -155,7 +157,7 @@ def _add_mix(command: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="SOURCE=MANIFEST",
-        help=f"of held-out shards, for each of {', '.join(eval_mix.COUNTS)}",
+        help="of held-out shards, for each source of the mix",
     )
     command.add_argument(
         "--training",
@@ -166,7 +168,7 @@ def _add_mix(command: argparse.ArgumentParser) -> None:
         help="of everything that is trained on",
     )
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="of shards")
-    command.add_argument("--num-samples", type=arguments.positive, default=eval_mix.NUM_SAMPLES)
+    command.add_argument("--num-samples", type=arguments.positive, help="default: 10,000")
     command.add_argument("--seed", type=arguments.seed, default=0, help="of the draw")
     command.add_argument("--samples-per-shard", type=arguments.positive, default=1000)
     arguments.add_workers(command)

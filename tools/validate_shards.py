@@ -22,7 +22,7 @@ from vlm.data import shards
 from vlm.data.validation.check import Checks
 from vlm.data.validation.page import write_page
 from vlm.data.validation.quarantine import quarantine
-from vlm.data.validation.report import Report
+from vlm.data.validation.report import ALLOWABLE, Report
 from vlm.data.validation.validate import validate
 
 
@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
         tokenizer=args.tokenizer,
         image_token=args.image_token,
         max_tokens=args.max_tokens,
+        allowed=frozenset(args.allow),
     )
     with progress("shards") as advance:
         report = validate(
@@ -71,6 +72,8 @@ def _show(report: Report) -> None:
     table.add_row("faults", f"{len(report.faults):,}")
     for check, count in report.faults_by_check.items():
         table.add_row(f"  {check}", f"{count:,}")
+    for check, count in report.num_allowed.items():
+        table.add_row(f"  {check}, allowed", f"{count:,}")
     table.add_row("samples", f"{report.num_samples:,}")
     table.add_row("  with a fault", f"{report.num_faulty:,}")
     table.add_row("  decoded in full", f"{report.num_decoded:,}")
@@ -117,6 +120,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add_tokenizer(parser)
     parser.add_argument("--max-tokens", type=positive, metavar="N", help="of a sample's text")
+    parser.add_argument(
+        "--allow",
+        choices=ALLOWABLE,
+        action="append",
+        default=[],
+        help="count these and do not call them faults; repeatable",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--html", type=Path, metavar="FILE", help="the report as a page")
     parser.add_argument(

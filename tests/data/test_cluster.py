@@ -13,7 +13,7 @@ from tests.data.clips import write_clip
 from tests.data.test_precompute import contents, source
 from tests.tools.run_tool import run_tool
 from vlm.data import precompute
-from vlm.data.cluster import MAX_RETRIES, ray_map
+from vlm.data.cluster import ray_map
 from vlm.data.pool import ordered_map
 from vlm.errors import ConfigError, DataError, TransientError
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import torch
 
 from tests.models import tiny
@@ -16,12 +17,17 @@ from vlm.models.foveated import FoveatedModel
 
 #: (frames, text tokens) of the samples of each micro-batch of a global step. Dealt in order to two
 #: ranks of two, text meets several frames and one frame meets a mixture.
-MICRO_BATCHES: tuple[list[tuple[int, int]], ...] = (
+Shapes = tuple[list[tuple[int, int]], ...]
+MICRO_BATCHES: Shapes = (
     [(0, 5), (0, 9)],
     [(1, 6)],
     [(4, 7), (2, 4)],
     [(3, 5), (0, 6), (1, 4)],
 )
+#: a rank of three that has text only, one that has images only, one that has video only
+MODALITIES: Shapes = ([(0, 5), (0, 9)], [(1, 6), (1, 4)], [(4, 7), (2, 4)])
+#: enough for eight ranks
+EIGHT: Shapes = (*MICRO_BATCHES, *MODALITIES, [(2, 3)])
 
 
 def recipe(*overrides: str) -> Recipe:
@@ -35,19 +41,27 @@ def make_model(coarse_weight: float = 0.5) -> FoveatedModel:
     return tiny.make_model(seed=3, coarse_weight=coarse_weight).float().train()
 
 
-def micro_batches(seed: int) -> list[Batch]:
-    return [join(samples) for samples in _samples(seed)]
+def make_lora_model(coarse_weight: float = 0.5) -> FoveatedModel:
+    """The language model wrapped by PEFT, with adapters that are not zero at the start."""
+    model = make_model(coarse_weight)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    model.language.lm = peft.get_peft_model(model.language.lm, config)
+    return model
 
 
-def flat_batch(seed: int) -> Batch:
+def micro_batches(seed: int, shapes: Shapes = MICRO_BATCHES) -> list[Batch]:
+    return [join(samples) for samples in _samples(seed, shapes)]
+
+
+def flat_batch(seed: int, shapes: Shapes = MICRO_BATCHES) -> Batch:
     """The samples of all micro-batches as one."""
-    return join([sample for samples in _samples(seed) for sample in samples])
+    return join([sample for samples in _samples(seed, shapes) for sample in samples])
 
 
-def _samples(seed: int) -> list[list[Batch]]:
+def _samples(seed: int, micro_batches: Shapes) -> list[list[Batch]]:
     return [
         [tiny.make_batch([shape], seed=100 * seed + 10 * i + j) for j, shape in enumerate(shapes)]
-        for i, shapes in enumerate(MICRO_BATCHES)
+        for i, shapes in enumerate(micro_batches)
     ]
 
 
@@ -66,9 +80,15 @@ def join(samples: Sequence[Batch]) -> Batch:
     )
 
 
-def make_engine(stage: int, recipe: Recipe, model: FoveatedModel, **changes: Any) -> Any:
-    """``changes`` are sections of the DeepSpeed file."""
-    config = helpers.resolved(stage, torch.distributed.get_world_size(), len(MICRO_BATCHES))
+def make_engine(
+    stage: int | str,
+    recipe: Recipe,
+    model: FoveatedModel,
+    micro_batches: int = len(MICRO_BATCHES),
+    **changes: Any,
+) -> Any:
+    """``stage`` is what a file of ds_configs/ is called by, ``changes`` are sections of it."""
+    config = helpers.resolved(stage, torch.distributed.get_world_size(), micro_batches)
     return build_engine(model, recipe, {**config, **changes}, cpu=True)
 
 

@@ -60,6 +60,17 @@ def test_a_page_and_clean_copies(tmp_path: Path) -> None:
     assert run_tool("validate_shards", tmp_path / "clean", "--workers", 1).returncode == 0
 
 
+def test_doubles_may_be_allowed(tmp_path: Path) -> None:
+    for name in "ab":
+        helpers.write_shards(tmp_path / name, [1])
+    arguments = (tmp_path / "a", tmp_path / "b", "--workers", 1)
+    assert run_tool("validate_shards", *arguments).returncode == 1
+    result = run_tool("validate_shards", *arguments, "--allow", "content")
+    assert result.returncode == 0
+    assert "content, allowed" in result.stdout
+    assert run_tool("validate_shards", *arguments, "--allow", "tar").returncode == 2
+
+
 def test_a_leak_is_a_fault(tmp_path: Path) -> None:
     for name in ("train", "eval"):
         helpers.write_shards(tmp_path / name, [1])

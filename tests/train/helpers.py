@@ -112,11 +112,11 @@ def recipe(output_dir: Path, *overrides: str) -> Recipe:
     return config.load(world() / "recipe.yaml", [f"output_dir={output_dir}", *overrides])
 
 
-def ds_file(stage: int) -> Path:
+def ds_file(stage: int | str) -> Path:
     return ROOT / "ds_configs" / f"zero{stage}.json"
 
 
-def resolved(stage: int, world_size: int, micro_batches: int = MICRO_BATCHES) -> dict:
+def resolved(stage: int | str, world_size: int, micro_batches: int = MICRO_BATCHES) -> dict:
     """A file of ds_configs/ as the engine gets it on a CPU."""
     return ds_config.resolve(
         ds_config.load(ds_file(stage)),

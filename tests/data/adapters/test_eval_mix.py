@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 import shutil
 import tarfile
 from collections import Counter
@@ -12,6 +13,7 @@ import pytest
 import webdataset
 
 from tests.data.conftest import IMAGE_TOKEN
+from tests.tools.run_tool import error_line, run_tool
 from vlm.data import manifest
 from vlm.data.adapters import eval_mix
 from vlm.data.schema import Sample, Turn
@@ -195,6 +197,20 @@ def test_a_leak_that_slips_in_is_not_published(
     with pytest.raises(DataError, match="are also trained on"):
         eval_mix.publish(candidates, [training], tmp_path / "out", num_samples=SIZE)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_tool(candidates: dict[str, list[Path]], training: Path, tmp_path: Path) -> None:
+    given = [f"{name}={path}" for name, paths in candidates.items() for path in paths]
+    command: list[object] = ["eval", "--candidates", *given, "--training", training]
+    command += ["--output", tmp_path / "out", "--num-samples", 10, "--workers", 1]
+    first, again = run_tool("precompute", *command), run_tool("precompute", *command)
+    assert (first.returncode, again.returncode) == (0, 0), first.stderr
+    assert "drawn" in first.stdout and "checked, as it was drawn" in again.stdout
+    assert re.search(r"cauldron\W+3\W+25\W+0", first.stdout)
+    assert "none of them among 50 samples that are trained on" in first.stdout
+    assert len(opened(tmp_path / "out")) == 10
+    other = run_tool("precompute", *command, "--seed", 5)
+    assert "a mix of another seed" in error_line(other)
 
 
 def test_shares() -> None:

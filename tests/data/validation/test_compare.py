@@ -70,6 +70,9 @@ def test_the_same_content_twice_is_named_whatever_its_key_and_meta(tmp_path: Pat
             f"the same content as key 00000001 in {first}",
         )
     ]
+    allowed = validate([first, second], Checks(allowed=frozenset(["content"])))
+    assert allowed.faults == [] and allowed.num_allowed == {"content": 1}
+    assert allowed.num_faulty == 0
     one_shard = [*helpers.tar_members(second), ("z.json", double.to_json())]
     helpers.write_tar(second, [*one_shard, ("z.000.jpg", members["00000001.000.jpg"])])
     assert [f[1] for f in brief(validate([second]))] == ["z"]

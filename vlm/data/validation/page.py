@@ -21,6 +21,7 @@ def write_page(path: Path, report: Report) -> None:
         "frames": f"{total.num_frames:,}",
         "MB": f"{report.num_bytes / 1e6:,.1f}",
     }
+    facts |= {f"{check}, allowed": f"{n:,}" for check, n in sorted(report.num_allowed.items())}
     if total.supervised_frac is not None:
         facts |= {
             "text tokens": f"{total.num_tokens:,}",

@@ -52,6 +52,10 @@ CHECKS = {
 }
 
 
+#: kinds that some data sets have by nature
+ALLOWABLE = ("content", "size", "text")
+
+
 class Text(NamedTuple):
     """Tokens of a sample's text, without placeholders."""
 
@@ -151,6 +155,9 @@ class ShardReport:
     """What one shard holds; arrays have an entry for each sample, faulty ones among them."""
 
     path: Path
+    #: kinds of faults that are counted and are none
+    allowed: frozenset[str] = frozenset()
+    num_allowed: Counter[str] = field(default_factory=Counter)
     num_bytes: int = 0
     #: empty unless a manifest asks for it
     sha256: str = ""
@@ -189,6 +196,9 @@ class ShardReport:
 
     def fault(self, check: str, key: str, member: str, text: str) -> None:
         assert check in CHECKS, check
+        if check in self.allowed:
+            self.num_allowed[check] += 1
+            return
         if key:
             self.faulty.add(key)
         if len(self.faults) < MAX_SHARD_FAULTS:
@@ -229,6 +239,8 @@ class Report:
     total: Tally
     sources: dict[str, Tally]
     faults: list[Fault]
+    #: what would be faults, by kind, if it were not allowed
+    num_allowed: Counter[str]
     #: (shard, key) of the samples to leave out, by shard
     faulty: dict[Path, set[str]]
 
@@ -246,6 +258,7 @@ class Report:
             "num_decoded": self.num_decoded,
             "num_faulty": self.num_faulty,
             "faults_by_check": self.faults_by_check,
+            "num_allowed": dict(sorted(self.num_allowed.items())),
             "total": self.total.as_json(),
             "sources": {name: tally.as_json() for name, tally in sorted(self.sources.items())},
             "faults": [fault._asdict() for fault in self.faults],

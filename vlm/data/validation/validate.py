@@ -8,6 +8,7 @@ is to mend. What happens, in order:
 3. Faults and statistics are put together (`report`).
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -99,6 +100,7 @@ def _summary(own: list[ShardReport], reports: list[ShardReport]) -> Report:
         total=total,
         sources=sources,
         faults=faults,
+        num_allowed=sum((report.num_allowed for report in reports), Counter()),
         faulty=faulty,
     )
 

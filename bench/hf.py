@@ -1,0 +1,147 @@
+"""HF Trainer with DeepSpeed on the same model and samples, padded as it does. See bench/step.py."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from vlm.batch import IGNORE_INDEX, Batch, build_batch
+from vlm.config import Recipe
+
+#: any id that is no placeholder
+PAD = 0
+
+
+class Sample(NamedTuple):
+    """(F, 3, H, W) uint8, and the ids and labels of one sample."""
+
+    frames: Tensor
+    input_ids: list[int]
+    labels: list[int]
+
+
+def samples_of(batch: Batch) -> list[Sample]:
+    frames, seqlens = batch.cu_frames.tolist(), batch.cu_seqlens.tolist()
+    return [
+        Sample(
+            batch.frames[frames[i] : frames[i + 1]],
+            batch.input_ids[seqlens[i] : seqlens[i + 1]].tolist(),
+            batch.labels[seqlens[i] : seqlens[i + 1]].tolist(),
+        )
+        for i in range(batch.num_samples)
+    ]
+
+
+def pad(samples: list[Sample], image_token_id: int, tokens_per_frame: int) -> Batch:
+    """Every sample with the most frames and the longest text among them."""
+    most = max(1, max(len(sample.frames) for sample in samples))
+    blank = next((s.frames[:1] for s in samples if len(s.frames)), torch.zeros(1, 3, 224, 224))
+    frames, ids, labels = [], [], []
+    texts = [len(s.input_ids) - tokens_per_frame * len(s.frames) for s in samples]
+    for sample, text in zip(samples, texts, strict=True):
+        missing = most - len(sample.frames)
+        frames += [sample.frames, torch.zeros_like(blank).expand(missing, -1, -1, -1)]
+        before = [image_token_id] * (missing * tokens_per_frame)
+        after = [PAD] * (max(texts) - text)
+        ids.append([*before, *sample.input_ids, *after])
+        labels.append([IGNORE_INDEX] * len(before) + sample.labels + [IGNORE_INDEX] * len(after))
+    return build_batch(
+        frames=torch.cat(frames).to(torch.uint8),
+        frame_counts=[most] * len(samples),
+        input_ids=ids,
+        labels=labels,
+        image_token_id=image_token_id,
+        tokens_per_frame=tokens_per_frame,
+        keys=[str(i) for i in range(len(samples))],
+        kind="video",
+    )
+
+
+class _Loss(nn.Module):
+    """A model as Trainer wants it: a mean loss of a dictionary of inputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": self.model(batch).loss_sum / max(1, batch.num_loss_tokens)}
+
+
+class _Clock(TrainerCallback):
+    """From the end of the first step, which sets things up, to the end of the last."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+
+def train_hf(
+    model: nn.Module,
+    samples: list[Sample],
+    recipe: Recipe,
+    settings: dict[str, Any],
+    collate: Callable[[list[Sample]], Batch],
+) -> tuple[float, int, int]:
+    """Seconds, real tokens and global steps of one pass over ``samples`` less its first step.
+
+    Args:
+        settings: the resolved DeepSpeed file.
+    """
+    accumulate, tokens = recipe.data.micro_batches, []
+    per_micro_batch = max(1, round(len(samples) / accumulate / _num_steps(samples, recipe)))
+
+    def collate_counted(chosen: list[Sample]) -> dict[str, Batch]:
+        tokens.append(sum(len(sample.input_ids) for sample in chosen))
+        return {"batch": collate(chosen)}
+
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=per_micro_batch,
+            gradient_accumulation_steps=accumulate,
+            num_train_epochs=1,
+            max_grad_norm=settings["gradient_clipping"],
+            learning_rate=1e-4,
+            bf16=settings["bf16"]["enabled"],
+            deepspeed={
+                **settings,
+                "train_batch_size": per_micro_batch * accumulate,
+                "train_micro_batch_size_per_gpu": per_micro_batch,
+                "zero_force_ds_cpu_optimizer": False,
+            },
+            dataloader_drop_last=True,
+            remove_unused_columns=False,
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        )
+        trainer = Trainer(
+            model=_Loss(model),
+            args=arguments,
+            train_dataset=samples,
+            data_collator=collate_counted,
+            callbacks=[clock],
+        )
+        trainer.train()
+    steps = len(clock.ends) - 1
+    if steps < 1:
+        raise SystemExit("too few samples for HF Trainer: raise --steps")
+    real = sum(tokens[accumulate : accumulate * (steps + 1)])
+    return clock.ends[-1] - clock.ends[0], real, steps
+
+
+def _num_steps(samples: list[Sample], recipe: Recipe) -> float:
+    """Global steps that the toolkit makes of the samples: those that fill its budget."""
+    cost = sum(len(s.input_ids) + recipe.data.frame_cost * len(s.frames) for s in samples)
+    return max(1.0, cost / (recipe.data.budget * recipe.data.micro_batches))
