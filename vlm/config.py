@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from vlm.config_train import HealthConfig, LogConfig, Strict, TrainConfig
 from vlm.errors import ConfigError
 
 Component = Literal["vision", "connector", "language"]
@@ -55,13 +56,7 @@ def _parse(text: str) -> Any:
         loader.dispose()
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
-    )
-
-
-class PartConfig(_Strict):
+class PartConfig(Strict):
     """A vision encoder or language model: weights to load, or a config to start at random."""
 
     #: Hugging Face id or local folder
@@ -86,7 +81,7 @@ class VisionConfig(PartConfig):
     position_std: float | None = Field(None, gt=0)
 
 
-class FoveationConfig(_Strict):
+class FoveationConfig(Strict):
     """How the language model's queries look at frames (the `foveated` connector)."""
 
     #: width of the query that travels from the language model to the encoder
@@ -108,8 +103,10 @@ def _frozen_for_good(found: Any) -> Any:
     return dict.fromkeys(found) if isinstance(found, list | tuple) else found
 
 
-class ModelConfig(_Strict):
+class ModelConfig(Strict):
     family: str
+    #: run or checkpoint folder whose weights this run starts from; of a run, its best checkpoint
+    init_from: Path | None = None
     vision: VisionConfig
     language: PartConfig
     connector: FoveationConfig = FoveationConfig()
@@ -122,7 +119,7 @@ class ModelConfig(_Strict):
     ] = {}
 
 
-class AugmentConfig(_Strict):
+class AugmentConfig(Strict):
     """Changes to training frames that leave every answer true. One draw per sample."""
 
     #: translate by up to this many pixels, repeating the border
@@ -133,7 +130,7 @@ class AugmentConfig(_Strict):
     brightness: float = Field(0.0, ge=0, lt=1)
 
 
-class StorageConfig(_Strict):
+class StorageConfig(Strict):
     """How shards are reached: how long they are waited for, what is kept of remote ones."""
 
     #: where ranges of remote shards are kept; all ranks of a host share it
@@ -149,7 +146,7 @@ class StorageConfig(_Strict):
     give_up_s: float = Field(900.0, gt=0)
 
 
-class SourceConfig(_Strict):
+class SourceConfig(Strict):
     """One source of a mixture: a manifest, and how much of it."""
 
     manifest: Path
@@ -188,7 +185,7 @@ def _short_form(found: Any) -> Any:
     return ({"manifest": found},) if isinstance(found, str | Path) else found
 
 
-class DataConfig(_Strict):
+class DataConfig(Strict):
     #: a manifest, or a list of sources
     train: Annotated[tuple[SourceConfig, ...], BeforeValidator(_short_form)] = Field(min_length=1)
     eval: Path
@@ -240,7 +237,7 @@ class DataConfig(_Strict):
         return self
 
 
-class ScheduleConfig(_Strict):
+class ScheduleConfig(Strict):
     """Learning rate over steps, as a factor of each component's own."""
 
     name: Literal["cosine", "constant"] = "cosine"
@@ -249,13 +246,13 @@ class ScheduleConfig(_Strict):
     floor_frac: float = Field(0.1, ge=0, le=1)
 
 
-class LearningRates(_Strict):
+class LearningRates(Strict):
     vision: float = Field(1e-5, ge=0)
     connector: float = Field(1e-4, ge=0)
     language: float = Field(1e-5, ge=0)
 
 
-class WeightDecays(_Strict):
+class WeightDecays(Strict):
     vision: float = Field(0.01, ge=0)
     connector: float = Field(0.01, ge=0)
     language: float = Field(0.01, ge=0)
@@ -266,7 +263,7 @@ def _same_for_all(found: Any) -> Any:
     return dict.fromkeys(COMPONENTS, found) if isinstance(found, int | float) else found
 
 
-class OptimConfig(_Strict):
+class OptimConfig(Strict):
     lr: LearningRates = LearningRates()
     #: global step -> component -> its rate from there on; others keep theirs
     lr_at: dict[Annotated[int, Field(gt=0)], dict[Component, Annotated[float, Field(ge=0)]]] = {}
@@ -277,40 +274,7 @@ class OptimConfig(_Strict):
     schedule: ScheduleConfig = ScheduleConfig()
 
 
-class TrainConfig(_Strict):
-    #: global steps
-    steps: int = Field(gt=0)
-    log_every: int = Field(10, gt=0)
-    eval_every: int = Field(0, ge=0, description="0: only at the end")
-    eval_steps: int = Field(20, gt=0, description="global steps of each evaluation")
-    checkpoint_every: int = Field(0, ge=0, description="0: only at the end")
-    #: newest checkpoints that stay
-    keep_last: int = Field(2, gt=0)
-    #: those of every so many steps stay, too; 0: none
-    keep_every: int = Field(0, ge=0)
-    #: so does the one with the lowest held-out loss
-    keep_best: bool = True
-    #: fast folder of each host: checkpoints are written there, and copied while training goes on
-    local_dir: Path | None = None
-    #: hours after which the run saves and stops with exit code 75
-    max_hours: float | None = Field(None, gt=0)
-    #: mean hours between failures or preemptions; checkpoint_every is compared with their best
-    mtbf_hours: float | None = Field(None, gt=0)
-    #: forward mode -> share of the global steps that run in it; empty: the model's own
-    modes: dict[str, Annotated[float, Field(gt=0)]] = {}
-    #: global steps between checks that all ranks call the same modules; 1 to find a fault, 0: never
-    agree_every: int = Field(100, ge=0)
-    #: intra-op threads of each rank on a CPU; 0 leaves it to torch
-    cpu_threads: int = Field(0, ge=0)
-
-
-class LogConfig(_Strict):
-    wandb: Literal["disabled", "offline", "online"] = "offline"
-    wandb_project: str = "saccade"
-    tensorboard: bool = False
-
-
-class Recipe(_Strict):
+class Recipe(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     output_dir: Path
     seed: int = Field(0, ge=0)
@@ -318,6 +282,7 @@ class Recipe(_Strict):
     data: DataConfig
     optim: OptimConfig = OptimConfig()
     train: TrainConfig
+    health: HealthConfig = HealthConfig()
     log: LogConfig = LogConfig()
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vlm import dist
-from vlm.config import LogConfig
+from vlm.config_train import LogConfig
 from vlm.errors import CheckpointError
 from vlm.train.metrics import COLUMNS, MetricLog, read_rows
 
@@ -239,7 +239,7 @@ def test_an_absent_package_matters_only_if_wanted(
 def test_wandb_does_not_ask_a_terminal_for_a_key(tmp_path: Path) -> None:
     """A question that nobody reads would hold up every rank."""
     script = (
-        "from pathlib import Path; from vlm.config import LogConfig; from vlm import log\n"
+        "from pathlib import Path; from vlm.config_train import LogConfig; from vlm import log\n"
         "from vlm.train.metrics import MetricLog\n"
         "log.setup()\n"
         "with MetricLog(Path('run'), LogConfig(wandb='online'), {}) as m: "

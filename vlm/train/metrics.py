@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from vlm import dist
-from vlm.config import LogConfig
+from vlm.config_train import LogConfig
 from vlm.errors import CheckpointError, one_line
 
 log = logging.getLogger(__name__)
