@@ -1,5 +1,7 @@
 """Elastic: what some ranks saved, other numbers of ranks and other stages go on with."""
 
+import functools
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,14 @@ from tests.ckpt.test_pieces import built
 from tests.distributed import ranks
 from tests.train import helpers, runs
 from vlm import dist
-from vlm.ckpt.engine_state import counters, load_pieces, set_counters, state_file, write_pieces
+from vlm.ckpt.engine_state import (
+    Counters,
+    counters,
+    load_pieces,
+    set_counters,
+    state_file,
+    write_pieces,
+)
 from vlm.ckpt.pieces import base_optimizer
 from vlm.config import Recipe
 from vlm.data.plan import Position
@@ -25,17 +34,19 @@ STEADY = ("model.vision.config.drop_path_rate=0", "model.language.config.attenti
 
 
 def stop_at(step: int, recipe: Recipe, stage: int) -> list[runs.Step]:
-    """Trains until ``step`` is saved, then goes the way of a preemption."""
+    """Trains until ``step`` is saved, then goes the way of a preemption, agreed at once."""
     preemption = Preemption()
+    agreed = functools.partial(preemption.agreed, now=True)
     with pytest.MonkeyPatch.context() as patch:
         advance = loop._advance
 
         def noted(state: Any, *rest: Any) -> None:
             advance(state, *rest)
-            if state.step == step - 1:  # ranks learn it one boundary later
-                preemption._caught.add(15)
+            if state.step == step:
+                preemption._caught.add(signal.SIGTERM)
 
         patch.setattr(loop, "_advance", noted)
+        patch.setattr(preemption, "agreed", agreed)
         patch.setattr(runs, "Preemption", lambda _: preemption)
         return runs.fit(recipe, stage)
 
@@ -67,7 +78,7 @@ def test_ranks_come_and_go() -> None:
 Tensors = dict[str, torch.Tensor]
 
 
-def trained_state(recipe: Recipe, stage: int, folder: Path, num_steps: int) -> dict[str, Any]:
+def trained_state(recipe: Recipe, stage: int, folder: Path, num_steps: int) -> Counters:
     """Trains some steps, writes, and returns the counters."""
     run = loop.build_run(
         recipe, helpers.resolved(stage, dist.world_size()), runs.machine(), Preemption()
@@ -81,7 +92,7 @@ def trained_state(recipe: Recipe, stage: int, folder: Path, num_steps: int) -> d
     return counters(engine)
 
 
-def reloaded(recipe: Recipe, stage: int, folder: Path, num: int, found: dict, to: Path) -> list:
+def reloaded(recipe: Recipe, stage: int, folder: Path, num: int, found: Counters, to: Path) -> list:
     """Loads, writes again, and returns learning rates."""
     engine = built(recipe, stage)
     load_pieces(engine, [folder / state_file(rank) for rank in range(num)])

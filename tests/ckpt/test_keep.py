@@ -1,11 +1,7 @@
 from pathlib import Path
 
-from tests.ckpt.test_load import make_checkpoint, unfinished
+from tests.ckpt.folders import make_checkpoint, names, unfinished
 from vlm.ckpt.keep import COMPLETE, Keep, kept, prune
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir())
 
 
 def test_the_last_the_best_and_every_so_many_stay() -> None:

@@ -1,48 +1,61 @@
+import errno
 import hashlib
+import itertools
 import json
+import os
+import signal
+import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
-from tests.ckpt.test_load import make_checkpoint
-from tests.distributed import ranks
+from tests.ckpt.folders import names
+from tests.distributed import RankError, ranks
 from tests.train import helpers, runs
 from vlm.ckpt import save
+from vlm.config import Recipe
 from vlm.data.plan import Position
 from vlm.engine.step import eval_step
+from vlm.errors import CheckpointError
 from vlm.models import registry
 from vlm.train import data
+from vlm.train.metrics import read_rows
 
-RANK_FILES = {
-    2: ["mp_rank_00_model_states.pt", "rank_00000.pt", "rank_00001.pt"]
-    + [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)],
-    3: ["rank_00000.pt", "rank_00001.pt"]
-    + [
-        f"zero_pp_rank_{r}_mp_rank_00_{kind}_states.pt"
-        for r in (0, 1)
-        for kind in ("model", "optim")
-    ],
-}
+RANK_FILES = [
+    "rank_00000.json",
+    "rank_00001.json",
+    "state_00000.safetensors",
+    "state_00001.safetensors",
+]
 
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_checkpoint_holds_what_the_documentation_says(stage: int) -> None:
     recipe = runs.whole(stage).recipe
     folder = recipe.output_dir / "checkpoints"
-    assert sorted(p.name for p in folder.iterdir()) == ["latest", "step_00000003", "step_00000006"]
+    assert names(folder) == ["best", "latest", "step_00000003", "step_00000006"]
     assert (folder / "latest").read_text() == "step_00000006"
     path = runs.checkpoint(recipe, helpers.STEPS)
     files = [str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()]
     ours = ["COMPLETE", "manifest.json", "trainer.json"]
     model = [name for name in files if name.startswith("model/")]
-    assert sorted(files) == sorted([*ours, *RANK_FILES[stage], *model])
+    assert sorted(files) == sorted([*ours, *RANK_FILES, *model])
     assert {"model/config.json", "model/model.safetensors", "model/tokenizer.json"} <= {*model}
     manifest = json.loads((path / "manifest.json").read_text())
     assert sorted(manifest) == sorted({*files} - {"COMPLETE", "manifest.json"})
     for name, entry in manifest.items():
         content = (path / name).read_bytes()
         assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_the_best_is_that_of_the_lowest_held_out_loss() -> None:
+    recipe = runs.whole(2).recipe
+    rows = [r for r in read_rows(recipe.output_dir / "metrics.jsonl") if r["event"] == "eval"]
+    best = min(rows, key=lambda row: row["eval_loss"])
+    pointer = recipe.output_dir / "checkpoints/best"
+    assert pointer.read_text() == runs.checkpoint(recipe, best["step"]).name
 
 
 def test_the_state_counts_what_ran() -> None:
@@ -52,7 +65,19 @@ def test_the_state_counts_what_ran() -> None:
     assert trainer["state"]["step"] == 3
     assert trainer["state"]["samples_seen"] == sum(len(keys) for s in steps for keys in s.keys)
     assert trainer["state"]["wall_s"] > 0
-    assert trainer["identity"]["world_size"] == 2
+    assert trainer["world_size"] == 2
+
+
+def test_a_save_is_measured() -> None:
+    """Against the bytes that lie there; the stall is part of the wall time of the run."""
+    recipe = runs.whole(2).recipe
+    rows = [r for r in read_rows(recipe.output_dir / "metrics.jsonl") if r["event"] == "checkpoint"]
+    assert [row["step"] for row in rows] == [3, 6]
+    files = json.loads((runs.checkpoint(recipe, 6) / "manifest.json").read_text())
+    for row in rows:
+        assert row["checkpoint_stall_s"] > 0
+    num_bytes = sum(entry["bytes"] for entry in files.values())
+    assert rows[-1]["checkpoint_gb"] * 2**30 == pytest.approx(num_bytes)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -93,43 +118,101 @@ def test_the_exported_tokenizer_is_the_one_of_the_recipe() -> None:
     assert first["input_ids"] == second["input_ids"]
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir())
+def fit_with_fault(recipe: Recipe, stage: int, rank: int, num: int) -> tuple[list[runs.Step], str]:
+    """The disk of one rank is full for ``num`` saves from the second on; 0: the rank is killed."""
+    saves = itertools.count()
+    failing = range(1, 1 + num)
+    write_pieces = save.write_pieces
+
+    def write(engine: object, folder: Path) -> object:
+        at = next(saves)
+        if runs.machine().rank == rank and at >= 1:
+            if not num:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if at in failing:
+                (folder / "half").write_bytes(b"x")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        return write_pieces(engine, folder)
+
+    steps: list[runs.Step] = []
+    with mock.patch.object(save, "write_pieces", write):
+        try:
+            steps = runs.fit(recipe, stage)
+        except CheckpointError as error:
+            return steps, str(error)
+    return steps, "nothing"
 
 
-def test_prune_keeps_the_newest_and_clears_what_kills_left(tmp_path: Path) -> None:
-    for step in (10, 20, 30, 40):
-        make_checkpoint(tmp_path, step)
-    (tmp_path / "step_00000020" / save.COMPLETE).unlink()  # killed while it was pruned
-    make_checkpoint(tmp_path, 35).rename(tmp_path / "step_00000035.tmp")
-    (tmp_path / "latest").write_text("step_00000040")
-    save.prune(tmp_path, "step_00000040", 2)
-    assert names(tmp_path) == ["latest", "step_00000030", "step_00000040"]
-    save.prune(tmp_path, "step_00000040", 9)
-    assert names(tmp_path) == ["latest", "step_00000030", "step_00000040"]
+EVERY_STEP = ("train.checkpoint_every=1", "train.keep_last=1", "train.keep_best=false")
 
 
-def test_prune_never_takes_the_one_just_saved(tmp_path: Path) -> None:
-    """Step 40 was damaged, so the run went on from 20 and has now saved 25."""
-    for step in (20, 25, 40):
-        make_checkpoint(tmp_path, step)
-    save.prune(tmp_path, "step_00000025", 1)
-    assert names(tmp_path) == ["step_00000025"]
+def test_a_disk_that_is_full_for_a_while_costs_only_that_save() -> None:
+    """Rank 1 cannot write after steps 2 and 3: the checkpoint of step 1 stays, training goes on."""
+    recipe = helpers.recipe(runs.new_folder(), *EVERY_STEP)
+    found = ranks(2).run(fit_with_fault, recipe, 2, 1, 2)
+    for (steps, message), expected in zip(found, runs.whole(2).steps, strict=True):
+        assert message == "nothing"
+        assert steps == expected
+    rows = read_rows(recipe.output_dir / "metrics.jsonl")
+    assert [row["step"] for row in rows if row["event"] == "checkpoint"] == [1, 4, 5, 6]
+    assert names(recipe.output_dir / "checkpoints") == ["latest", "step_00000006"]
 
 
-def test_a_text_is_replaced_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "recipe.yaml"
-    save.replace_text(path, "old")
-    save.replace_text(path, "new")
-    assert path.read_text() == "new"
-    assert names(tmp_path) == ["recipe.yaml"]
+def test_a_disk_that_stays_full_stops_all_ranks_and_keeps_what_there_is() -> None:
+    recipe = helpers.recipe(runs.new_folder(), *EVERY_STEP)
+    for _, message in ranks(2).run(fit_with_fault, recipe, 2, 1, 9):
+        assert "writing failed on rank 1: [Errno 28] No space left on device" in message
+    folder = recipe.output_dir / "checkpoints"
+    assert names(folder) == ["latest", "step_00000001"]
+    found = ranks(2).run(runs.fit, recipe, 2)
+    assert [steps for steps in found] == [steps[1:] for steps in runs.whole(2).steps]
 
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(save.os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        save.replace_text(path, "newer")
-    assert path.read_text() == "new"
+def test_a_rank_that_dies_while_it_saves_costs_only_that_save() -> None:
+    recipe = helpers.recipe(runs.new_folder(), *EVERY_STEP)
+    with pytest.raises(RankError, match="rank 1 died"):
+        ranks(2).run(fit_with_fault, recipe, 3, 1, 0)
+    assert (recipe.output_dir / "checkpoints/latest").read_text() == "step_00000001"
+    found = ranks(2).run(runs.fit, recipe, 3)
+    assert found == [steps[1:] for steps in runs.whole(3).steps]
+
+
+def read_only(recipe: Recipe, stage: int) -> str:
+    """The folder of the run cannot be written; a file in its place, since root may write any."""
+    (recipe.output_dir / "checkpoints").write_text("")
+    return runs.refused(recipe, stage)
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_error() -> None:
+    recipe = helpers.recipe(runs.new_folder(), "train.steps=1")
+    (message,) = ranks(1).run(read_only, recipe, 2)
+    assert "clearing failed on rank 0" in message and "File exists" in message
+
+
+def slow_copy(recipe: Recipe, stage: int, delay_s: float) -> list[runs.Step]:
+    copy = save.copy
+
+    def delayed(source: Path, target: Path) -> object:
+        time.sleep(delay_s)
+        return copy(source, target)
+
+    with mock.patch.object(save, "copy", delayed):
+        return runs.fit(recipe, stage)
+
+
+def test_training_goes_on_while_a_checkpoint_is_copied() -> None:
+    """A slow volume: the save of step 3 stands still for less than its copy takes."""
+    local = runs.new_folder()
+    recipe = helpers.recipe(runs.new_folder(), f"train.local_dir={local}")
+    found = ranks(2).run(slow_copy, recipe, 2, 0.3)
+    assert found == runs.whole(2).steps
+    folder = recipe.output_dir / "checkpoints"
+    assert names(folder) == names(runs.whole(2).recipe.output_dir / "checkpoints")
+    for step in (3, 6):
+        path = runs.checkpoint(recipe, step)
+        files = json.loads((path / "manifest.json").read_text())
+        copied_s = 0.3 * len(files) / 2
+        for name, entry in files.items():
+            assert hashlib.sha256((path / name).read_bytes()).hexdigest() == entry["sha256"]
+    rows = [r for r in read_rows(recipe.output_dir / "metrics.jsonl") if r["event"] == "checkpoint"]
+    assert rows[0]["checkpoint_stall_s"] < copied_s < rows[1]["checkpoint_stall_s"]

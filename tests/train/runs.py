@@ -19,7 +19,21 @@ from vlm.engine.setup import Machine
 from vlm.engine.step import Pending, StepResult, eval_step, read, train_step
 from vlm.errors import UserError
 from vlm.train import loop
+from vlm.train.metrics import read_rows
 from vlm.train.preempt import Preemption
+
+#: beginnings of the columns that do not depend on how fast a machine is, or when it was stopped
+EXACT = (
+    "event",
+    "step",
+    "epoch",
+    "samples_seen",
+    "tokens_seen",
+    "loss",
+    "grad_norm",
+    "lr_",
+    "eval",
+)
 
 
 class Step(NamedTuple):
@@ -98,6 +112,23 @@ def whole(stage: int, world_size: int = 2) -> Run:
     """A run of all its steps. Look at its folder, change nothing in it."""
     recipe = helpers.recipe(new_folder())
     return Run(recipe, ranks(world_size).run(fit, recipe, stage))
+
+
+def check_same(found: list[list[Step]], recipe: Recipe, whole: Run, first: int) -> None:
+    """Steps from ``first`` on equal those of a whole run bit for bit, and so do the metric files.
+
+    Every rank's losses, gradient norms, token counts and sample keys.
+    """
+    for rank, steps in enumerate(found):
+        assert steps == whole.steps[rank][first:]
+    rows, expected = (read_rows(r.output_dir / "metrics.jsonl") for r in (recipe, whole.recipe))
+    assert [_exact(row) for row in rows] == [_exact(row) for row in expected]
+    walls = [row["wall_s"] for row in rows if row["event"] == "train"]
+    assert walls == sorted(walls) and walls[0] > 0
+
+
+def _exact(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name.startswith(EXACT)}
 
 
 def checkpoint(recipe: Recipe, step: int) -> Path:

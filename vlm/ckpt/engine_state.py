@@ -11,6 +11,7 @@ Not here: which checkpoint, and whether it is whole (``vlm.ckpt.load``).
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,19 @@ from vlm.ckpt.tensors import TensorFile, write
 from vlm.errors import CheckpointError
 
 WEIGHT = "weight"
-#: of torch's scheduler; the learning rates follow from them and the recipe
-SCHEDULE = ("last_epoch", "_step_count")
-#: keys of ``counters``
-COUNTERS = {"global_steps", "global_samples", "skipped_steps", "schedule", "loss_scaler"}
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What is the same on all ranks, as plain values."""
+
+    global_steps: int
+    global_samples: int
+    skipped_steps: int
+    #: of torch's scheduler; the learning rates follow from them and the recipe
+    last_epoch: int
+    step_count: int
+    loss_scaler: dict[str, bool | int | float]
 
 
 def state_file(rank: int) -> str:
@@ -73,19 +83,19 @@ def _key(kind: str, start: int, name: str) -> str:
     return f"{kind}/{start}/{name}"
 
 
-def counters(engine: Any) -> dict[str, Any]:
-    """What is the same on all ranks, as plain values."""
+def counters(engine: Any) -> Counters:
     scheduler = engine.lr_scheduler
-    return {
-        "global_steps": engine.global_steps,
-        "global_samples": engine.global_samples,
-        "skipped_steps": engine.skipped_steps,
-        "schedule": {key: vars(scheduler)[key] for key in SCHEDULE},
-        "loss_scaler": _scaler_state(engine),
-    }
+    return Counters(
+        global_steps=engine.global_steps,
+        global_samples=engine.global_samples,
+        skipped_steps=engine.skipped_steps,
+        last_epoch=scheduler.last_epoch,
+        step_count=scheduler._step_count,
+        loss_scaler=_scaler_state(engine),
+    )
 
 
-def _scaler_state(engine: Any) -> dict[str, float]:
+def _scaler_state(engine: Any) -> dict[str, bool | int | float]:
     if engine.zero_optimization_stage() == 0:
         return {}
     found = vars(engine.optimizer.loss_scaler)
@@ -141,7 +151,8 @@ class _Store:
         self._parts: dict[tuple[str, str], list[tuple[int, int, str, TensorFile]]] = {}
         for file in files:
             try:
-                self.steps.update(json.loads(file.metadata["steps"]))
+                steps = dict(json.loads(file.metadata["steps"]))
+                self.steps.update({name: float(step) for name, step in steps.items()})
                 for key, numel in file.sizes.items():
                     kind, start, name = key.split("/", 2)
                     self.names.add(name)
@@ -156,32 +167,31 @@ class _Store:
     def read(self, kind: str, piece: Piece) -> torch.Tensor:
         """(numel,) elements of ``piece``, put together from what several ranks saved."""
         start, stop = piece.start, piece.start + piece.numel
-        out: torch.Tensor | None = None
-        num_found = 0
-        for first, last, key, file in self._parts.get((kind, piece.name), ()):
-            low, high = max(start, first), min(stop, last)
-            if low >= high:
-                continue
-            part = file.read(key, low - first, high - first)
-            if out is None:
-                out = torch.empty(piece.numel, dtype=part.dtype)
-            out[low - start : high - start] = part
-            num_found += high - low
-        if out is None or num_found != piece.numel:
+        found: list[torch.Tensor] = []
+        at = start  # parts must follow each other: no hole, no overlap
+        for first, last, key, file in sorted(self._parts.get((kind, piece.name), ()), key=_range):
+            if first <= at < min(stop, last):
+                found.append(file.read(key, at - first, min(stop, last) - first))
+                at = min(stop, last)
+        if at != stop:
             raise CheckpointError(
-                f"checkpoint {self.where}: {kind} of {piece.name} has {num_found} of the elements "
+                f"checkpoint {self.where}: {kind} of {piece.name} has {at - start} of the elements "
                 f"{start} to {stop}; expected all of them, of the model that was saved"
             )
-        return out
+        return torch.cat(found)
 
 
-def set_counters(engine: Any, found: dict[str, Any]) -> None:
+def _range(part: tuple[int, int, str, TensorFile]) -> tuple[int, int]:
+    return part[:2]
+
+
+def set_counters(engine: Any, found: Counters) -> None:
     """Puts back what ``counters`` returned, and the learning rates that follow from it."""
-    engine.global_steps = found["global_steps"]
-    engine.global_samples = found["global_samples"]
-    engine.skipped_steps = found["skipped_steps"]
+    engine.global_steps = found.global_steps
+    engine.global_samples = found.global_samples
+    engine.skipped_steps = found.skipped_steps
     scheduler = engine.lr_scheduler
-    vars(scheduler).update({key: int(found["schedule"][key]) for key in SCHEDULE})
+    scheduler.last_epoch, scheduler._step_count = found.last_epoch, found.step_count
     scheduler._last_lr = [
         rate * factor(scheduler.last_epoch)
         for rate, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
@@ -191,4 +201,4 @@ def set_counters(engine: Any, found: dict[str, Any]) -> None:
         group["lr"] = rate
     if engine.zero_optimization_stage():
         scaler = vars(engine.optimizer.loss_scaler)
-        scaler.update({key: value for key, value in found["loss_scaler"].items() if key in scaler})
+        scaler.update({key: value for key, value in found.loss_scaler.items() if key in scaler})

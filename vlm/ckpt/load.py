@@ -9,11 +9,13 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from vlm import dist
 from vlm.ckpt.agree import together
-from vlm.ckpt.engine_state import COUNTERS, load_pieces, set_counters, state_file
+from vlm.ckpt.engine_state import Counters, load_pieces, set_counters, state_file
 from vlm.ckpt.files import TEMPORARY, describe
 from vlm.ckpt.keep import COMPLETE
 from vlm.ckpt.save import MANIFEST, TRAINER, rank_file
@@ -25,6 +27,27 @@ log = logging.getLogger(__name__)
 
 #: bytes that a JSON file of a checkpoint may have
 MAX_JSON = 64 * 2**20
+
+
+def _all_of(kind: type) -> BeforeValidator:
+    """Every field and no other: a default would hide what another version did not save."""
+    names = sorted(field.name for field in dataclasses.fields(kind))
+
+    def check(found: Any) -> Any:
+        if not isinstance(found, dict) or sorted(found) != names:
+            raise ValueError(f"expected the keys {', '.join(names)}")
+        return found
+
+    return BeforeValidator(check)
+
+
+class _Trainer(BaseModel):
+    """``trainer.json``; what else stands there is for people."""
+
+    state: Annotated[TrainState, _all_of(TrainState)]
+    identity: dict[str, Any]
+    engine: Annotated[Counters, _all_of(Counters)]
+    world_size: int = Field(gt=0)
 
 
 def newest(folder: Path) -> Path | None:
@@ -119,11 +142,10 @@ def resume(engine: Any, folder: Path, identity: dict[str, Any], seed: int) -> Tr
     path = newest(folder)
     if path is None:
         return None
-    trainer = _read_trainer(path)
-    check_identity(path, trainer["identity"], identity)
-    state, num_saved = TrainState(**trainer["state"]), trainer["world_size"]
+    trainer = together(lambda: _read_trainer(path, identity))[dist.rank()]
+    state, num_saved = trainer.state, trainer.world_size
     load_pieces(engine, [path / state_file(rank) for rank in range(num_saved)])
-    set_counters(engine, trainer["engine"])
+    set_counters(engine, trainer.engine)
     # last, so that nothing that loading drew stays drawn
     if num_saved == dist.world_size():
         together(lambda: set_rng_state(_read_json(path / rank_file(dist.rank()))))
@@ -134,17 +156,24 @@ def resume(engine: Any, folder: Path, identity: dict[str, Any], seed: int) -> Tr
     return state
 
 
-def _read_trainer(path: Path) -> dict[str, Any]:
-    found = _read_json(path / TRAINER)
-    kinds = {"state": dict, "identity": dict, "engine": dict, "world_size": int}
-    fits = isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in kinds.items())
-    names = {field.name for field in dataclasses.fields(TrainState)}
-    if not fits or found["state"].keys() != names or found["engine"].keys() != COUNTERS:
+def _read_trainer(path: Path, identity: dict[str, Any]) -> _Trainer:
+    try:
+        trainer = _Trainer.model_validate(_read_json(path / TRAINER))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
         raise CheckpointError(
-            f"checkpoint {path}: {TRAINER} does not fit: expected the keys {', '.join(kinds)} and "
-            "below them those of this version; remove it to go on from the one before"
+            f"checkpoint {path}: {TRAINER} does not fit: {where}: {first['msg']}; expected what "
+            "this version writes; remove it to go on from the one before"
+        ) from None
+    check_identity(path, trainer.identity, identity)
+    files = (state_file(rank) for rank in range(trainer.world_size))
+    if missing := next((name for name in files if not (path / name).is_file()), None):
+        raise CheckpointError(
+            f"checkpoint {path}: {missing} is missing; expected one of each of the "
+            f"{trainer.world_size} ranks that saved; remove it to go on from the one before"
         )
-    return found
+    return trainer
 
 
 def check_identity(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -171,7 +171,7 @@ class Saver:
         trainer = {
             "state": dataclasses.asdict(state),
             "world_size": dist.world_size(),
-            "engine": counters(self._engine),
+            "engine": dataclasses.asdict(counters(self._engine)),
             **about,
         }
         try:

@@ -69,14 +69,20 @@ class TensorFile:
             self.metadata: dict[str, str] = self._file.metadata() or {}
             self.sizes = {name: self._numel(name) for name in self._file.keys()}
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"checkpoint file {path}: {one_line(error)}; expected safetensors; restore it or "
-                "remove its checkpoint"
-            ) from None
+            raise self._fault(error) from None
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """(stop - start,) elements of a flat tensor."""
-        return self._file.get_slice(name)[start:stop]
+        try:
+            return self._file.get_slice(name)[start:stop]
+        except (OSError, SafetensorError) as error:
+            raise self._fault(error) from None
+
+    def _fault(self, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"checkpoint file {self.path}: {one_line(error)}; expected safetensors; restore it or "
+            "remove its checkpoint"
+        )
 
     def _numel(self, name: str) -> int:
         shape = self._file.get_slice(name).get_shape()
