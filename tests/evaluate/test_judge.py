@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.evaluate.world import COLOURS, complete, make_run, make_sample, make_samples
+from tests.ckpt.folders import seal
+from tests.evaluate.world import COLOURS, make_run, make_sample, make_samples
 from vlm.ckpt.save import MODEL
 from vlm.config import load
 from vlm.errors import CheckpointError, DataError
@@ -138,7 +139,7 @@ def test_a_model_that_has_diverged_is_not_judged(run: Path) -> None:
     with torch.no_grad():
         model.connector.q_init.weight.fill_(np.nan)
     model.save_pretrained(checkpoint / MODEL)
-    complete(checkpoint)
+    seal(checkpoint)
     with pytest.raises(CheckpointError, match="step_00000003: its held-out loss is .*nan"):
         judge(run, 10)
     assert not (run / "eval.json").exists()
@@ -148,6 +149,6 @@ def test_another_tokenizer_than_the_manifest_s(run: Path) -> None:
     checkpoint = run / "checkpoints" / "step_00000003"
     path = checkpoint / MODEL / "chat_template.jinja"
     path.write_text(path.read_text() + " ")
-    complete(checkpoint)
+    seal(checkpoint)
     with pytest.raises(DataError, match="counted with another tokenizer"):
         judge(run, 10)

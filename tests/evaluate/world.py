@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from tests.ckpt.folders import seal
 from tests.models.tiny import LANGUAGE, VISION
 from vlm.ckpt import save
+from vlm.ckpt.files import write_json
 from vlm.config import AugmentConfig, ModelConfig
 from vlm.data import chat, manifest
 from vlm.data.collate import Collator
@@ -105,8 +107,8 @@ def make_run(folder: Path, samples: Sequence[LoadedSample], step: int = 3) -> Pa
     checkpoint = run / "checkpoints" / f"step_{step:08d}"
     make_model(tokenizer_path).save_pretrained(checkpoint / save.MODEL)
     make_collator(tokenizer_path).tokenizer.save_pretrained(checkpoint / save.MODEL)
-    save.write_json(checkpoint / save.TRAINER, {"state": {"step": step}, "identity": {}})
-    complete(checkpoint)
+    write_json(checkpoint / save.TRAINER, {"state": {"step": step}, "identity": {}})
+    seal(checkpoint)
     recipe = {
         "name": "world",
         "output_dir": str(run),
@@ -123,13 +125,3 @@ def make_run(folder: Path, samples: Sequence[LoadedSample], step: int = 3) -> Pa
     row = {"event": "train", "step": step, "loss": 1.5, "samples_seen": 1234, "wall_s": 5.0}
     (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     return run
-
-
-def complete(checkpoint: Path) -> None:
-    """Describes a checkpoint's files anew and marks it as complete."""
-    for name in (save.MANIFEST, save.COMPLETE):
-        (checkpoint / name).unlink(missing_ok=True)
-    save.write_json(
-        checkpoint / save.MANIFEST, save.describe_files(checkpoint, save.list_files(checkpoint))
-    )
-    (checkpoint / save.COMPLETE).touch()
