@@ -96,10 +96,22 @@ class VisionEncoder(nn.Module):
         patches = self.tower.embeddings.patch_embeddings
         return patches if self._is_dinov3 else patches.projection
 
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width, px."""
+        height, width = self._patch_embedding.kernel_size
+        return int(height), int(width)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens of a frame before its patches: CLS and registers."""
+        config = self.tower.config
+        return 1 + (config.num_register_tokens if hasattr(config, "num_register_tokens") else 0)
+
     def grid(self, frames: Tensor) -> tuple[int, int]:
         """Rows and columns of patches in (F, 3, H, W); they are the last tokens of a frame."""
-        patch_height, patch_width = self._patch_embedding.kernel_size
-        return frames.shape[-2] // int(patch_height), frames.shape[-1] // int(patch_width)
+        patch_height, patch_width = self.patch_size
+        return frames.shape[-2] // patch_height, frames.shape[-1] // patch_width
 
     def normalise(self, frames: Tensor) -> Tensor:
         """(F, 3, H, W) uint8 -> the tower's dtype, ImageNet statistics."""
