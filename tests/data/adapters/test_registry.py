@@ -1,6 +1,8 @@
 import dataclasses
 import inspect
+import re
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +27,17 @@ def test_a_line_says_it_all(name: str) -> None:
     assert len(adapter.licence) <= 100
     assert bool(adapter.licence) == (name != "video"), "only one's own files bring their licence"
     assert list(inspect.signature(adapter.annotations).parameters) == ["root", "options"]
+
+
+def test_the_page_of_licences_is_true() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "data-licences.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\S+)` \| (.+) \|$", text, re.MULTILINE))
+    assert list(rows) == [*ADAPTERS, "eval"]
+    for name, adapter in ADAPTERS.items():
+        where, _, licence = rows[name].partition(" | ")
+        assert licence == (adapter.licence or "as you name it"), name
+        address = f"(https://huggingface.co/datasets/{adapter.hub_id})"
+        assert (address in where) == bool(adapter.hub_id), name
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
