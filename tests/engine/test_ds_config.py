@@ -142,6 +142,7 @@ def test_the_hugging_face_name_of_a_key_works(tmp_path: Path) -> None:
         ({"zero_optimization": {"stage": 2, "zenflow": {"a": 1}}}, "zenflow: it overrides"),
         ({"compile": {"deepcompile": True}}, "compile: compiled ZeRO hangs"),
         ({"checkpoint": {"writer": {"type": "fast"}}}, "checkpoint.writer: a checkpoint is"),
+        ({"data_types": {"buffer_dtype": "bf16"}}, "buffer_dtype: buffers keep their precision"),
     ],
 )
 def test_keys_that_do_not_work_say_why(
@@ -268,6 +269,16 @@ FP16 = {"bf16": None, "fp16": {"enabled": True}}
         ({"zero_optimization": {"stage": 1}}, "stage 1 with bf16"),
         ({"data_types": None}, "data_types.grad_accum_dtype is missing"),
         ({**FP16, "data_types": None}, "would add up in fp16"),
+        ({"data_types": {"grad_accum_dtype": "fp16"}}, "is fp16, but weights .* are bf16"),
+        ({"bf16": None, "data_types": {"grad_accum_dtype": "bf16"}}, "weights .* are fp32"),
+        (
+            {
+                "bf16": None,
+                "torch_autocast": {"enabled": True, "dtype": "bf16"},
+                "data_types": {"grad_accum_dtype": "bf16"},
+            },
+            "is bf16, but weights .* are fp32",
+        ),
     ],
 )
 def test_precisions_that_train_wrongly_are_refused(
@@ -275,7 +286,13 @@ def test_precisions_that_train_wrongly_are_refused(
 ) -> None:
     raw = ds_config.load(write(tmp_path, json.dumps(config(**changes))))
     with pytest.raises(ConfigError, match=expected):
-        resolve(raw)
+        resolve(raw, cpu=False)
+
+
+def test_fp16_on_a_cpu_is_refused(tmp_path: Path) -> None:
+    raw = ds_config.load(write(tmp_path, json.dumps(config(**FP16))))
+    with pytest.raises(ConfigError, match='fp16 needs a GPU.*bf16.enabled to "auto"'):
+        resolve(raw, cpu=True)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +305,15 @@ def test_precisions_that_train_wrongly_are_refused(
     ],
 )
 def test_precisions_that_train_well_pass(tmp_path: Path, changes: dict[str, Any]) -> None:
-    resolve(ds_config.load(write(tmp_path, json.dumps(config(**changes)))))
+    resolve(ds_config.load(write(tmp_path, json.dumps(config(**changes)))), cpu=False)
+
+
+def test_communication_overlaps_only_where_the_file_says_so() -> None:
+    """DeepSpeed's own default depends on the stage."""
+    zero = resolve(config(zero_optimization={"stage": 3}))["zero_optimization"]
+    assert zero["overlap_comm"] is False
+    zero = resolve(config(zero_optimization={"stage": 3, "overlap_comm": True}))
+    assert zero["zero_optimization"]["overlap_comm"] is True
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])

@@ -68,6 +68,29 @@ def test_what_is_not_decayed() -> None:
         assert (name in decayed) != is_vector, name
 
 
+def test_each_part_has_its_own_rate_and_decay() -> None:
+    """Without gradients a step of AdamW multiplies what it decays by 1 - rate * decay."""
+    rates = {"vision": 1e-3, "connector": 1e-2, "language": 1e-1}
+    decays = {"vision": 0.3, "connector": 0.2, "language": 0.1}
+    recipe = helpers.recipe(
+        Path("unused"),
+        f"optim.lr={rates}",
+        f"optim.weight_decay={decays}",
+        "optim.schedule={name: constant, warmup_frac: 0}",
+    )
+    model = tiny.make_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    adam, _ = optim.optimizer(model, recipe, fused=False)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    adam.step()
+    for name, parameter in model.named_parameters():
+        part = name.split(".")[0]
+        is_matrix = parameter.squeeze().ndim > 1 and "position" not in name
+        factor = 1 - rates[part] * decays[part] if is_matrix else 1
+        torch.testing.assert_close(parameter.detach(), before[name] * factor, rtol=1e-9, atol=0)
+
+
 def test_a_frozen_component_leaves_no_empty_group() -> None:
     model = tiny.make_model()
     optim.freeze(model, model_config("vision", "language"))

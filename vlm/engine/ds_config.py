@@ -77,7 +77,7 @@ def resolve(
         )
     config = copy.deepcopy(raw)
     _resolve_auto(config, cpu)
-    _check_precision(config, path)
+    _check_precision(config, path, cpu)
     if micro_batches % world_size:
         fitting = [n for n in range(1, micro_batches + 1) if micro_batches % n == 0]
         raise ConfigError(
@@ -88,6 +88,8 @@ def resolve(
     config["train_batch_size"] = micro_batches
     config["train_micro_batch_size_per_gpu"] = 1
     config["gradient_accumulation_steps"] = micro_batches // world_size
+    # Stage 3 would overlap them by default, which has brought NaNs: off until somebody asks for it.
+    config["zero_optimization"].setdefault("overlap_comm", False)
     if "offload_optimizer" in config["zero_optimization"]:
         # DeepSpeed's own CPU Adam is compiled on first use, which takes a compiler and a minute.
         config.setdefault("zero_force_ds_cpu_optimizer", False)
@@ -214,15 +216,26 @@ def _resolve_auto(config: dict[str, Any], cpu: bool) -> None:
         config.setdefault("data_types", {})["grad_accum_dtype"] = "fp32"
 
 
-def _check_precision(config: dict[str, Any], path: Path) -> None:
+def _check_precision(config: dict[str, Any], path: Path, cpu: bool) -> None:
     where = f"DeepSpeed file {path}"
     on = [k for k in ("bf16", "fp16", "torch_autocast") if config.get(k, {}).get("enabled") is True]
     if len(on) > 1:
         raise ConfigError(f"{where}: {' and '.join(on)} are both enabled; enable one")
-    if not on or on == ["torch_autocast"]:
-        return
+    if cpu and on == ["fp16"]:
+        raise ConfigError(
+            f'{where}: fp16 needs a GPU, and this is a CPU; set bf16.enabled to "auto" instead, '
+            "which is fp32 there"
+        )
     stage = config["zero_optimization"]["stage"]
     accumulate = config.get("data_types", {}).get("grad_accum_dtype")
+    weights = "fp32" if not on or on == ["torch_autocast"] else on[0]
+    if accumulate not in (None, "fp32", weights):
+        raise ConfigError(
+            f"{where}: data_types.grad_accum_dtype is {accumulate}, but weights and gradients are "
+            f'{weights}, which would lose bits without need; write "fp32"'
+        )
+    if weights == "fp32":
+        return
     if stage == 0:
         raise ConfigError(
             f"{where}: stage 0 with {on[0]} steps the optimizer once on zero gradients at the"

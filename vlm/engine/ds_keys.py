@@ -23,8 +23,9 @@ OWNED_BY_RECIPE = {
     "tensorboard": "log.tensorboard",
     "csv_monitor": "nothing: metrics.csv is always written",
     "comet": "nothing: metrics.csv and log.wandb hold the same numbers",
-    "activation_checkpointing": "model.vision.gradient_checkpointing and"
-    " model.language.gradient_checkpointing (DeepSpeed's section does nothing to such models)",
+    "activation_checkpointing": "model.vision.gradient_checkpointing,"
+    " model.connector.gradient_checkpointing and model.language.gradient_checkpointing"
+    " (DeepSpeed's section does nothing to such models)",
 }
 
 _REMOVED = "DeepSpeed removed it; take it out"
@@ -65,6 +66,8 @@ REFUSED = {
     "bf16.bf16_optimizer_states": "optimizer states stay in fp32; take it out",
     "fp16.fp16_master_weights_and_grads": "master weights stay in fp32; take it out",
     "data_types.param_dtype": _PRECISION,
+    "data_types.buffer_dtype": "buffers keep their precision: rotary frequencies in 16 bits are a"
+    " radian off at position 1000",
     "prescale_gradients": _LOSS,
     "gradient_predivide_factor": _LOSS,
     "gradient_allreduce_op": _LOSS,
@@ -95,7 +98,6 @@ class _Section(BaseModel):
 
 class _DataTypes(_Section):
     grad_accum_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    buffer_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     keep_in_fp32_modules: list[str] = []
 
 

@@ -4,10 +4,11 @@ Under ZeRO every rank must call the same modules in the same order, or their col
 wrongly: a hang, or gradients of different parameters averaged together. ``agreed`` turns that into
 an error that says what each rank called.
 
-The signature of a forward pass is its list of calls: the name of each module that owns parameters,
-with the type, the number of dimensions and the need of a gradient of its inputs. Lengths are not
-part of it, they differ between ranks. It is compared before the collectives that depend on it:
-before each call under ZeRO-3, which gathers parameters there, else once before the backward pass.
+The signature of a forward pass is its list of calls: the name of each module, with the type, the
+number of dimensions and the need of a gradient of its inputs. Lengths are not part of it, they
+differ between ranks. It is compared before the collectives that depend on it: before each call
+under ZeRO-3, which gathers there what a module owns or has read of others, else once before the
+backward pass.
 """
 
 import hashlib
@@ -20,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from vlm import dist
-from vlm.engine.optim import component
 
 #: a float64, in which ranks compare hashes, holds integers of 53 bits
 HASH_BYTES = 6
@@ -55,7 +55,7 @@ def agreed(engine: Any, about: str) -> Iterator[None]:
         if every_call:
             _agree(calls, digest.digest(), engine.device)
 
-    names = {m: n for n, m in engine.module.named_modules() if _owns_parameters(m)}
+    names = {m: n for n, m in engine.module.named_modules() if n}
     # before DeepSpeed's own hooks, which gather
     handles = [m.register_forward_pre_hook(hook, prepend=True, with_kwargs=True) for m in names]
     try:
@@ -65,10 +65,6 @@ def agreed(engine: Any, about: str) -> Iterator[None]:
             handle.remove()
     note(END)
     _agree(calls, digest.digest(), engine.device)
-
-
-def _owns_parameters(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters(recurse=False))
 
 
 def _classes(values: tuple) -> str:
@@ -106,6 +102,6 @@ def explain(calls_of_ranks: list[Calls]) -> str:
 
 def _brief(calls: Calls) -> str:
     """Calls in a row to one component as one."""
-    parts = groupby(calls[1:], lambda call: component(call) if call != END else END)
+    parts = groupby(calls[1:], lambda call: call.partition("(")[0].partition(".")[0])
     runs = [f"{part} x{sum(1 for _ in group)}" for part, group in parts]
     return " ".join([f"[{calls[0]}]", *runs]) if calls else "nothing"

@@ -110,7 +110,7 @@ class FoveatedModel(PreTrainedModel):
             coarse = self.language.loss_sum(hidden, batch)
             # a parameter without a gradient keeps that of the step before under ZeRO-3
             asked = hidden[batch.frame_index] if batch.has_frames else hidden[:1]
-            coarse = coarse + 0.0 * self.fine_queries(batch, asked).sum()
+            coarse = coarse + 0.0 * self.fine_queries(batch, asked).sum().float()
             return Output(coarse, {"coarse": coarse})
         prefix_only = not with_coarse_loss
         hidden = self.language(fill(text, batch.frame_index, tokens), batch, prefix_only)
