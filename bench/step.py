@@ -31,7 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.hf import Sample, pad, samples_of, train_hf
 from vlm import config
 from vlm.batch import Batch, build_batch
-from vlm.config import ModelConfig, Recipe
+from vlm.config import Recipe
+from vlm.config_model import ModelConfig
 from vlm.data.position import Position
 from vlm.engine import ds_config, optim
 from vlm.engine.cpu import on_cpu, prepare_cpu

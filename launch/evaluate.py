@@ -17,6 +17,9 @@ from vlm import log
 from vlm.errors import DataError, command, one_line
 from vlm.evaluate.judge import judge
 
+#: what an evaluation may say about losses beside them
+COMPARED = {"loss_ratio": "coarse / fine", "autoregressive_gap_frac": "autoregressive gap"}
+
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -33,7 +36,9 @@ def main(argv: Sequence[str]) -> int:
     console = Console(file=sys.stdout, highlight=False)
     console.print(_table(evaluation))
     losses = ", ".join(f"{mode} {loss:.4f}" for mode, loss in evaluation["loss"].items())
-    console.print(f"loss: {losses}; coarse / fine {evaluation['loss_ratio']:.4f}")
+    known = [name for name in COMPARED if name in evaluation]
+    compared = "".join(f"; {COMPARED[name]} {evaluation[name]:.4f}" for name in known)
+    console.print(f"loss: {losses}{compared}")
     console.print(f"report: {report.resolve()}", soft_wrap=True)
     return 0
 

@@ -67,6 +67,12 @@ def test_a_recipe_is_frozen(tmp_path: Path) -> None:
     ("override", "expected"),
     [
         ("trian.steps=1", "trian: unknown key; did you mean train?"),
+        (
+            "model.connector.querydim=3",
+            "model.connector.querydim: unknown key; did you mean",
+        ),
+        ("model.connector.fine_loss=last", "model.connector.fine_loss: Input should be 'final', "),
+        ("model.family=clip", "model.family: Input should be 'foveated'"),
         ("train.step=1", "train.step: unknown key; did you mean steps?"),
         ("optim.lr.conector=1e-3", "optim.lr.conector: unknown key; did you mean connector?"),
         ("model.vision.pretraned=a", "model.vision.pretraned: unknown key; did you mean"),

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from vlm import config, errors
 from vlm.arguments import add_shards, positive, seed
-from vlm.data import chat, planning, sample_view, samples_page, shards
+from vlm.data import chat, sample_view, samples_page, shards
 from vlm.data.sample_view import Branch, Model, SampleView
 from vlm.page import printable
 
@@ -58,7 +58,7 @@ def _model(args: argparse.Namespace) -> Model:
     return Model(
         tokenizer=chat.load_tokenizer(recipe.model.tokenizer, recipe.model.image_token),
         image_token=recipe.model.image_token,
-        tokens_per_frame=planning.tokens_per_frame(recipe.model.family),
+        tokens_per_frame=recipe.model.connector.tokens_per_frame,
         loss_on=recipe.data.loss_on,
         size=args.size,
     )

@@ -14,12 +14,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from vlm.config_model import COMPONENTS, CONNECTORS, Component, ModelConfig
 from vlm.config_train import HealthConfig, LogConfig, Strict, TrainConfig
 from vlm.errors import ConfigError
-
-Component = Literal["vision", "connector", "language"]
-COMPONENTS: tuple[Component, ...] = ("vision", "connector", "language")
-
 
 # YAML 1.1 wants a dot in every float; people write 1e-6
 _FLOAT = re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+")
@@ -54,69 +51,6 @@ def _parse(text: str) -> Any:
         return loader.get_single_data()
     finally:
         loader.dispose()
-
-
-class PartConfig(Strict):
-    """A vision encoder or language model: weights to load, or a config to start at random."""
-
-    #: Hugging Face id or local folder
-    pretrained: str | None = None
-    #: keys of the transformers config, ``model_type`` among them; random weights
-    config: dict[str, Any] | None = None
-    #: recompute activations in the backward pass
-    gradient_checkpointing: bool = False
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "PartConfig":
-        if (self.pretrained is None) == (self.config is None):
-            raise ValueError("set exactly one of `pretrained` and `config`")
-        if self.config is not None and "model_type" not in self.config:
-            raise ValueError("`config` needs `model_type`, for example dinov2 or llama")
-        return self
-
-
-class VisionConfig(PartConfig):
-    #: std of the position embeddings of a tower that starts at random; None: as its config says.
-    #: At transformers' 0.02 a small tower never learns where things are.
-    position_std: float | None = Field(None, gt=0)
-
-
-class FoveationConfig(Strict):
-    """How the language model's queries look at frames (the `foveated` connector)."""
-
-    #: width of the query that travels from the language model to the encoder
-    query_dim: int = Field(384, gt=0)
-    #: a bias here dominates the query and makes attention uniform
-    query_bias: bool = False
-    #: std of q_static and q_init; 0.02 gives uniform attention
-    query_std: float = Field(1.0, gt=0)
-    #: multiplies visual tokens; about the std of the language model's embeddings
-    visual_scale: float = Field(0.14, gt=0)
-    #: weight of the coarse pass' cross entropy beside the fine one's
-    coarse_weight: float = Field(0.0, ge=0)
-    #: look again in the backward pass instead of keeping what was seen
-    gradient_checkpointing: bool = False
-
-
-def _frozen_for_good(found: Any) -> Any:
-    """A list of components freezes them for the whole run."""
-    return dict.fromkeys(found) if isinstance(found, list | tuple) else found
-
-
-class ModelConfig(Strict):
-    family: str
-    #: run or checkpoint folder whose weights this run starts from; of a run, its best checkpoint
-    init_from: Path | None = None
-    vision: VisionConfig
-    language: PartConfig
-    connector: FoveationConfig = FoveationConfig()
-    #: folder or id of the tokenizer; it must hold a chat template and `image_token`
-    tokenizer: str
-    image_token: str = "<|image|>"
-    #: components that do not train: a list, or component -> global step from which on it does
-    freeze: Annotated[
-        dict[Component, Annotated[int, Field(gt=0)] | None], BeforeValidator(_frozen_for_good)
-    ] = {}
 
 
 class AugmentConfig(Strict):
@@ -322,7 +256,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(path, error)) from None
+        raise ConfigError(_explain(path, error, tree)) from None
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -347,12 +281,12 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from None
 
 
-def _explain(path: Path, error: ValidationError) -> str:
+def _explain(path: Path, error: ValidationError, tree: dict[str, Any]) -> str:
     lines = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"]) or "recipe"
         if item["type"] == "extra_forbidden":
-            lines.append(f"{where}: unknown key{_suggest(item['loc'])}")
+            lines.append(f"{where}: unknown key{_suggest(item['loc'], tree)}")
         elif item["type"] == "missing":
             lines.append(f"{where}: missing, and it has no default")
         else:
@@ -361,13 +295,16 @@ def _explain(path: Path, error: ValidationError) -> str:
     return f"recipe {path} (with overrides): " + "; ".join(lines)
 
 
-def _suggest(loc: tuple[int | str, ...]) -> str:
+def _suggest(loc: tuple[int | str, ...], tree: dict[str, Any]) -> str:
     model: Any = Recipe
-    for part in loc[:-1]:
+    for depth, part in enumerate(loc[:-1]):
         field = model.model_fields.get(part)
-        if field is None or not hasattr(field.annotation, "model_fields"):
+        if loc[: depth + 1] == ("model", "connector"):
+            model = CONNECTORS[tree["model"]["family"]]  # the union of all families' is no model
+        elif field is None or not hasattr(field.annotation, "model_fields"):
             return ""
-        model = field.annotation
+        else:
+            model = field.annotation
     known = list(model.model_fields)
     close = difflib.get_close_matches(str(loc[-1]), known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"

@@ -42,7 +42,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> Cat
 
 
 def make_plan(found: Catalog, recipe: config.Recipe) -> Plan:
-    policy = planning.policy_from_recipe(recipe, 1)
+    policy = planning.policy_from_recipe(recipe)
     rows = planning.rows_from_catalog(found, recipe.data.loss_on)
     return Plan(rows, policy, ["fingerprint"])
 
@@ -57,11 +57,11 @@ def test_a_policy_is_the_recipe() -> None:
         "window": 9,
         "loss_on": "all",
     }
-    policy = planning.policy_from_recipe(make_recipe(**data), 16)
+    policy = planning.policy_from_recipe(make_recipe(**data))
     assert vars(policy) == {
         **data,
         "seed": 5,
-        "tokens_per_frame": 16,
+        "tokens_per_frame": 1,
         "sources": (SourcePolicy(name="t"),),
         "weight_by": "samples",
         "weights_at": (),
@@ -69,16 +69,10 @@ def test_a_policy_is_the_recipe() -> None:
     }
 
 
-def test_families_are_known() -> None:
-    assert planning.tokens_per_frame("foveated") == 1
-    with pytest.raises(ConfigError, match="model.family=foveatd: no such family"):
-        planning.tokens_per_frame("foveatd")
-
-
 def test_a_seed_that_does_not_fit_is_refused() -> None:
     recipe = make_recipe().model_copy(update={"seed": 1 << 64})
     with pytest.raises(ConfigError, match="seed=18446744073709551616"):
-        planning.policy_from_recipe(recipe, 1)
+        planning.policy_from_recipe(recipe)
 
 
 def test_rows_are_the_catalog(found: Catalog) -> None:

@@ -7,7 +7,8 @@ import torch
 from tests.distributed import ranks
 from tests.engine import engines
 from tests.models import tiny
-from vlm.config import COMPONENTS, Recipe
+from vlm.config import Recipe
+from vlm.config_model import COMPONENTS
 from vlm.engine import movement
 from vlm.engine.movement import MovementCheck
 from vlm.engine.step import train_step

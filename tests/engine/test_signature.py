@@ -53,7 +53,7 @@ class SkipsText(FoveatedModel):
 
 def mismatch(stage: int, recipe: Recipe, kind: type) -> str:
     torch.manual_seed(0)
-    config = tiny.FoveatedConfig(tiny.VISION, tiny.LANGUAGE, tiny.CONNECTOR)
+    config = tiny.make_config()
     engine = engines.make_engine(stage, recipe, kind(config).float().train(), 2)
     text, video = tiny.make_batch([(0, 5)]), tiny.make_batch([(3, 5)])
     batch = text if torch.distributed.get_rank() == 0 else video

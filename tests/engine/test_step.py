@@ -101,7 +101,7 @@ def reference(
 @torch.no_grad()
 def eval_losses(model: FoveatedModel, shapes: Shapes) -> dict[str, float]:
     batch = engines.flat_batch(0, shapes)
-    output = model(batch, with_coarse_loss=True)
+    output = model(batch, measure_all=True)
     sums = {"loss": output.loss_sum, **output.parts}
     return {name: float(value.detach()) / batch.num_loss_tokens for name, value in sums.items()}
 

@@ -5,18 +5,17 @@ import pytest
 import torch
 
 from tests.models.reference import plain_queries, sample
-from tests.models.tiny import CONNECTOR, IMAGE, LANGUAGE, VISION, make_batch, make_model
+from tests.models.tiny import IMAGE, make_batch, make_config, make_model
 from vlm.batch import Batch, build_batch
 from vlm.evaluate.attention import fine_attention
-from vlm.models.foveated import FoveatedConfig, FoveatedModel
+from vlm.models.foveated import FoveatedModel
 
 REGISTERS = {"model_type": "dinov2_with_registers", "num_register_tokens": 2}
 
 
 def with_registers() -> FoveatedModel:
     torch.manual_seed(0)
-    config = FoveatedConfig(VISION | REGISTERS, LANGUAGE, CONNECTOR)
-    return FoveatedModel(config).double().eval()
+    return FoveatedModel(make_config(REGISTERS)).double().eval()
 
 
 def wide_batch() -> Batch:

@@ -44,6 +44,8 @@ def test_it_writes_what_the_report_and_its_readers_need(run: Path) -> None:
     assert all(math.isfinite(value) for value in evaluation["loss"].values())
     ratio = evaluation["loss"]["coarse_only"] / evaluation["loss"]["coarse_fine"]
     assert evaluation["loss_ratio"] == pytest.approx(ratio)
+    gap = evaluation["loss"]["autoregressive"] / evaluation["loss"]["coarse_fine"] - 1
+    assert evaluation["autoregressive_gap_frac"] == pytest.approx(gap)
     assert set(evaluation["accuracy"]) == {"true", "blank", "shuffled"}
     for scores in evaluation["accuracy"].values():
         assert set(scores) == {"colour"} and 0 <= scores["colour"] <= 1

@@ -207,7 +207,7 @@ def test_greedy_answers_are_what_teacher_forcing_predicts(
     score = model.language.logits
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(model.language, "logits", lambda h: hidden.append(score(h)) or hidden[-1])
-        model(batch, with_coarse_loss=False)
+        model(batch)
     assert torch.equal(hidden[0].argmax(-1), batch.targets)
     expected = [loaded.sample.conversation()[1].content for loaded in samples]
     assert answer(model, collator, find_questions(samples), samples) == expected

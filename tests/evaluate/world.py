@@ -11,7 +11,8 @@ from tests.ckpt.folders import seal
 from tests.models.tiny import LANGUAGE, VISION
 from vlm.ckpt import save
 from vlm.ckpt.files import write_json
-from vlm.config import AugmentConfig, ModelConfig
+from vlm.config import AugmentConfig
+from vlm.config_model import ModelConfig
 from vlm.data import chat, manifest
 from vlm.data.collate import Collator
 from vlm.data.reader import LoadedSample

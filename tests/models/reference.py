@@ -27,16 +27,25 @@ def plain_hidden(model: FoveatedModel, frames: Tensor, ids: Tensor, queries: Ten
     return model.language.lm.get_decoder()(inputs_embeds=embeds[None]).last_hidden_state[0]
 
 
-def plain_queries(model: FoveatedModel, frames: Tensor, ids: Tensor, mode: Mode) -> Tensor:
-    """(F, Q): with what each frame of one sample is looked at in the mode's last pass."""
+def plain_queries(
+    model: FoveatedModel, frames: Tensor, ids: Tensor, mode: Mode, passes: int = 0
+) -> Tensor:
+    """(F, Q): with what each frame of one sample is looked at in the mode's last pass.
+
+    Args:
+        passes: fine passes, if not all of the model's.
+    """
     connector, count = model.connector, len(frames)
     static = connector.q_static.weight.expand(count, -1)
     if mode == "coarse_only" or not count:
         return static
     if mode == "coarse_fine":
-        hidden = plain_hidden(model, frames, ids, static)
-        asked = connector.llm_to_query(hidden[_frames_at(ids, frames)])
-        return torch.cat([connector.q_init.weight, asked[:-1]])
+        queries = static
+        for _ in range(passes or len(model.fine_weights)):
+            hidden = plain_hidden(model, frames, ids, queries)
+            asked = connector.llm_to_query(hidden[_frames_at(ids, frames)])
+            queries = torch.cat([connector.q_init.weight, asked[:-1]])
+        return queries
     queries = connector.q_init.weight
     while len(queries) < count:  # what later frames are looked at with changes nothing before
         padded = torch.cat([queries, torch.zeros_like(static)])[:count]

@@ -6,19 +6,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.models.reference import plain_hidden, plain_queries, sample
-from tests.models.tiny import IMAGE, make_batch, make_model
+from tests.models.tiny import IMAGE, make_batch, make_config, make_model
 from vlm.batch import Batch, build_batch
 from vlm.models.foveated import MODES, FoveatedModel, Mode, first_frames
 
 SAMPLES = [(3, 7), (1, 12), (6, 4)]
 
 
-def plain_loss(model: FoveatedModel, batch: Batch, mode: Mode) -> Tensor:
-    """Sum over the samples of the losses of the mode's last pass."""
+def plain_loss(model: FoveatedModel, batch: Batch, mode: Mode, passes: int = 0) -> Tensor:
+    """Sum over the samples of the losses of the mode's last pass, or the given fine one."""
     total = torch.zeros((), dtype=torch.float64)
     for index in range(batch.num_samples):
         frames, ids, labels = sample(batch, index)
-        queries = plain_queries(model, frames, ids, mode)
+        queries = plain_queries(model, frames, ids, mode, passes)
         logits = model.language.logits(plain_hidden(model, frames, ids, queries))
         total += F.cross_entropy(logits[:-1], labels[1:], reduction="sum", ignore_index=-100)
     return total.detach()
@@ -44,11 +44,63 @@ def test_coarse_and_fine_equal_plain_forwards_sample_by_sample(before: int) -> N
 
 @pytest.mark.parametrize("before", [0, 2])
 def test_coarse_pass_without_its_text_gives_the_same_fine_loss(before: int) -> None:
-    model, batch = make_model(), make_batch(SAMPLES, before=before)
-    whole = model(batch, with_coarse_loss=True).parts["fine"]
-    prefix = model(batch, with_coarse_loss=False)
+    batch = make_batch(SAMPLES, before=before)
+    whole = make_model()(batch).parts["fine"]
+    prefix = make_model(coarse_weight=0.0)(batch)
     assert set(prefix.parts) == {"fine"}
     close(prefix.loss_sum, whole)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("samples", [SAMPLES, [(0, 9), (0, 4)]], ids=["video", "text only"])
+def test_a_loss_without_a_weight_is_measured_and_costs_no_gradient(
+    samples: list[tuple[int, int]], grad: bool
+) -> None:
+    model, batch = make_model(coarse_weight=0.0, fine_passes=2), make_batch(samples)
+    with torch.set_grad_enabled(grad):
+        plain, measured = model(batch), model(batch, measure_all=True)
+    assert set(plain.parts) == {"fine"}
+    assert set(measured.parts) == {"fine", "fine_first", "coarse"}
+    close(measured.parts["coarse"], plain_loss(model, batch, "coarse_only"))
+    close(measured.parts["fine_first"], plain_loss(model, batch, "coarse_fine", passes=1))
+    if not grad:
+        return
+    assert not measured.parts["coarse"].requires_grad
+    gradients = [torch.autograd.grad(out.loss_sum, trained(model)) for out in (plain, measured)]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def trained(model: FoveatedModel) -> list[Tensor]:
+    return [p for n, p in model.named_parameters() if "mask_token" not in n]
+
+
+def test_measuring_draws_no_random_numbers_of_training() -> None:
+    config = make_config(language={"attention_dropout": 0.3}, coarse_weight=0.0)
+    model, batch = FoveatedModel(config).train(), make_batch(SAMPLES)
+    found = []
+    for measure_all in (False, True):
+        torch.manual_seed(1)
+        found.append((model(batch, measure_all=measure_all).loss_sum, torch.rand(3)))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize(
+    ("fine_loss", "weights"),
+    [("final", [0, 0, 1]), ("mean", [1 / 3, 1 / 3, 1 / 3]), ("progressive", [1 / 6, 2 / 6, 3 / 6])],
+)
+def test_several_fine_passes_each_ask_from_the_one_before(
+    fine_loss: str, weights: list[float]
+) -> None:
+    model, batch = make_model(fine_passes=3, fine_loss=fine_loss), make_batch(SAMPLES)
+    out = model(batch)
+    passes = [plain_loss(model, batch, "coarse_fine", passes=i) for i in (1, 2, 3)]
+    coarse = plain_loss(model, batch, "coarse_only")
+    assert len({round(float(p), 3) for p in passes}) == 3
+    close(out.parts["fine"], passes[2])
+    assert ("fine_first" in out.parts) == (weights[0] > 0)
+    close(out.loss_sum, sum(w * p for w, p in zip(weights, passes, strict=True)) + 0.5 * coarse)
+    out.loss_sum.backward()
+    assert all(p.grad is not None for p in trained(model))
 
 
 @pytest.mark.parametrize("before", [0, 2])

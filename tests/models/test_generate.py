@@ -23,9 +23,9 @@ def say(model: FoveatedModel, frames: Tensor, ids: Tensor, mode: Mode, count: in
 
 
 @pytest.mark.parametrize("before", [0, 2])
-@pytest.mark.parametrize("mode", MODES)
-def test_it_equals_forwards_without_a_cache(mode: Mode, before: int) -> None:
-    model, batch = make_model(), make_batch(PROMPTS, before=before)
+@pytest.mark.parametrize(("mode", "passes"), [*((mode, 1) for mode in MODES), ("coarse_fine", 3)])
+def test_it_equals_forwards_without_a_cache(mode: Mode, passes: int, before: int) -> None:
+    model, batch = make_model(fine_passes=passes), make_batch(PROMPTS, before=before)
     found = generate(model, batch, eos_token_id=-1, max_new_tokens=4, mode=mode)
     expected = []
     for index in range(len(PROMPTS)):

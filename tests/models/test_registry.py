@@ -18,7 +18,7 @@ from tests.models.tiny import (
     make_model,
     make_tower,
 )
-from vlm.config import ModelConfig
+from vlm.config_model import ModelConfig
 from vlm.errors import CheckpointError, ConfigError, one_line
 from vlm.models import registry
 from vlm.models.foveated import MODES, FoveatedModel
@@ -156,6 +156,16 @@ def test_positions_are_as_far_apart_as_the_recipe_says() -> None:
     assert torch.equal(spread.cls_token, plain.cls_token)
 
 
+def test_options_of_the_looks_reach_the_tower() -> None:
+    """Each changes the loss, and survives a checkpoint."""
+    batch, losses = make_batch([(3, 5)]), set()
+    for options in ({}, {"shallow": True}, {"sees_itself": True}, {"fine_passes": 2}):
+        model = registry.build(recipe(connector={"query_dim": 20, **options}), VOCAB, 0)
+        assert options.items() <= model.config.connector.items()
+        losses.add(float(model(batch).loss_sum.detach()))
+    assert len(losses) == 4
+
+
 def test_building_leaves_the_recipe_alone() -> None:
     scaled = {"rope_type": "linear", "factor": 2.0}
     config = recipe(language={"config": LANGUAGE | {"rope_parameters": scaled}})
@@ -185,7 +195,6 @@ def test_gradient_checkpointing_reaches_both_parts() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"family": "clip"}, "model.family: found 'clip', expected one of foveated"),
         (
             {"vision": {"config": VISION | {"hiden_size": 3}}},
             "model.vision.config: unknown keys for dinov2: hiden_size (did you mean hidden_size?)",
@@ -210,6 +219,12 @@ def test_what_cannot_be_built_is_named(changes: dict[str, Any], said: str) -> No
         registry.build(recipe(**changes), VOCAB, 0)
     assert said in str(caught.value)
     assert len(one_line(caught.value)) < 500
+
+
+def test_rotary_positions_have_no_std() -> None:
+    vision = {"model_type": "dinov3_vit", "hidden_size": 24, "num_attention_heads": 2}
+    with pytest.raises(ConfigError, match="position_std: a dinov3_vit tower has rotary positions"):
+        registry.build(recipe({"config": vision, "position_std": 1.0}), VOCAB, 0)
 
 
 def test_pretrained_positions_are_not_replaced(parts: Path) -> None:
@@ -293,7 +308,7 @@ def test_what_cannot_be_loaded_is_named(
 ) -> None:
     with pytest.raises(CheckpointError, match="no config.json there"):
         registry.load(tmp_path)
-    with pytest.raises(CheckpointError, match="not a saccade_foveated model"):
+    with pytest.raises(CheckpointError, match="found a llama model, expected one of saccade_"):
         registry.load(parts / "lm")
     _, path = saved
     config = (path / "config.json").read_text()

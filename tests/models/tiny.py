@@ -53,11 +53,18 @@ def make_lm(**changes):
     return AutoModelForCausalLM.from_config(config)
 
 
+def make_config(vision=None, language=None, **connector) -> FoveatedConfig:
+    return FoveatedConfig(
+        vision_config=VISION | (vision or {}),
+        language_config=LANGUAGE | (language or {}),
+        connector=CONNECTOR | connector,
+    )
+
+
 def make_model(seed: int = 0, **connector) -> FoveatedModel:
     """In float64, so that equality is a matter of arithmetic and not of rounding."""
     torch.manual_seed(seed)
-    config = FoveatedConfig(VISION, LANGUAGE, CONNECTOR | connector)
-    return FoveatedModel(config).double().eval()
+    return FoveatedModel(make_config(**connector)).double().eval()
 
 
 def make_batch(samples: list[tuple[int, int]], seed: int = 0, before: int = 0) -> Batch:

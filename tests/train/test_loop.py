@@ -110,7 +110,7 @@ def test_the_held_out_loss_is_that_of_the_saved_model() -> None:
     batches = next(steps).batches
     steps.close()
     with torch.no_grad():
-        outputs = [model(batch, with_coarse_loss=True) for batch in batches]
+        outputs = [model(batch, measure_all=True) for batch in batches]
     tokens = sum(batch.num_loss_tokens for batch in batches)
     row = rows("eval", stage=3)[-1]
     assert row["eval_loss"] == pytest.approx(sum(float(o.loss_sum) for o in outputs) / tokens)

@@ -39,7 +39,7 @@ def test_losses_are_per_token_over_all_steps(coarse_weight: float) -> None:
     assert model.training
     batches = [engines.flat_batch(seed) for seed in (0, 1)]
     with torch.no_grad():
-        parts = [model.eval()(batch, with_coarse_loss=True).parts for batch in batches]
+        parts = [model.eval()(batch, measure_all=True).parts for batch in batches]
     tokens = sum(batch.num_loss_tokens for batch in batches)
     fine, coarse = (sum(float(p[name]) for p in parts) / tokens for name in ("fine", "coarse"))
     assert found == pytest.approx(

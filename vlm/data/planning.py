@@ -18,16 +18,6 @@ from vlm.data.policy import KINDS, Policy, Rows, SourcePolicy
 from vlm.data.position import Position
 from vlm.errors import ConfigError
 
-#: placeholders of a frame in the language model, by model family
-TOKENS_PER_FRAME = {"foveated": 1}
-
-
-def tokens_per_frame(family: str) -> int:
-    if family not in TOKENS_PER_FRAME:
-        known = ", ".join(TOKENS_PER_FRAME)
-        raise ConfigError(f"model.family={family}: no such family; expected one of {known}")
-    return TOKENS_PER_FRAME[family]
-
 
 def open_plan(recipe: Recipe, *, training: bool = True) -> tuple[Catalog, Plan]:
     """The samples of a recipe and the plan over them.
@@ -38,8 +28,7 @@ def open_plan(recipe: Recipe, *, training: bool = True) -> tuple[Catalog, Plan]:
     """
     data = recipe.data if training else _held_out(recipe.data)
     opened = catalog.load([(one.name, one.manifest, one.image_frames) for one in data.train])
-    per_frame = tokens_per_frame(recipe.model.family)
-    policy = policy_from_recipe(recipe.model_copy(update={"data": data}), per_frame)
+    policy = policy_from_recipe(recipe.model_copy(update={"data": data}))
     fingerprints = [source.manifest.fingerprint for source in opened.sources]
     return opened, Plan(rows_from_catalog(opened, data.loss_on), policy, fingerprints)
 
@@ -51,7 +40,7 @@ def _held_out(data: DataConfig) -> DataConfig:
     return data.model_copy(update=changes)
 
 
-def policy_from_recipe(recipe: Recipe, tokens_per_frame: int) -> Policy:
+def policy_from_recipe(recipe: Recipe) -> Policy:
     if recipe.seed >= 1 << 64:
         raise ConfigError(f"seed={recipe.seed}: expected at most 2**64 - 1; take a smaller one")
     data = recipe.data
@@ -61,7 +50,7 @@ def policy_from_recipe(recipe: Recipe, tokens_per_frame: int) -> Policy:
         micro_batches=data.micro_batches,
         budget=data.budget,
         frame_cost=data.frame_cost,
-        tokens_per_frame=tokens_per_frame,
+        tokens_per_frame=recipe.model.connector.tokens_per_frame,
         text_frac=data.text_frac,
         window=data.window,
         loss_on=data.loss_on,

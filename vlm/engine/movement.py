@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from vlm import dist
-from vlm.config import COMPONENTS
+from vlm.config_model import COMPONENTS
 from vlm.engine.optim import component
 
 #: What trains may rest a while: low precision swallows the tiny steps of a long warmup, fp16 skips

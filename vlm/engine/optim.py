@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vlm.config import COMPONENTS, Component, ModelConfig, OptimConfig, Recipe, ScheduleConfig
+from vlm.config import OptimConfig, Recipe, ScheduleConfig
+from vlm.config_model import COMPONENTS, Component, ModelConfig
 from vlm.engine.low_bit import is_packed, num_weights
 from vlm.errors import ConfigError
 

@@ -41,7 +41,12 @@ class Pending(NamedTuple):
 
 
 def train_step(
-    engine: Any, batches: Sequence[Batch], *, mode: str | None = None, agree: bool = False
+    engine: Any,
+    batches: Sequence[Batch],
+    *,
+    mode: str | None = None,
+    measure_all: bool = False,
+    agree: bool = False,
 ) -> Pending:
     """Runs one global step on this rank's micro-batches.
 
@@ -50,9 +55,12 @@ def train_step(
 
     Args:
         mode: forward mode of the whole step; None: the model's own.
+        measure_all: also measure losses that have no weight; gradients are the same.
         agree: check that all ranks call the same modules (``vlm.engine.signature``).
     """
-    device, options = engine.device, {} if mode is None else {"mode": mode}
+    device = engine.device
+    options: dict[str, Any] = {"measure_all": measure_all}
+    options |= {} if mode is None else {"mode": mode}
     tokens = torch.full((1,), sum(b.num_loss_tokens for b in batches), dtype=torch.float64)
     tokens = dist.sum_over_ranks(tokens.to(device, non_blocking=True))
     # gradients are averaged over ranks: the number of ranks undoes it
@@ -97,5 +105,5 @@ def eval_step(engine: Any, batches: Sequence[Batch]) -> tuple[dict[str, float], 
     """Loss sums by name and the number of learned tokens, over this rank's micro-batches."""
     sums: dict[str, Tensor] = {}
     for batch in on_device(batches, engine.device):
-        add(sums, engine(batch, with_coarse_loss=True))
+        add(sums, engine(batch, measure_all=True))
     return {k: float(v) for k, v in sums.items()}, sum(b.num_loss_tokens for b in batches)

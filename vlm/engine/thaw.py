@@ -10,7 +10,7 @@ the zeros that DeepSpeed fills in. The one trace this leaves is Adam's count of 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from vlm.config import Component, ModelConfig
+from vlm.config_model import Component, ModelConfig
 from vlm.engine.optim import component, frozen_at, group_component, is_adapter
 
 

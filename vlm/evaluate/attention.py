@@ -5,7 +5,6 @@ import torch
 
 from vlm.batch import Batch
 from vlm.models.foveated import FoveatedModel
-from vlm.models.splice import fill
 
 
 @torch.no_grad()
@@ -15,10 +14,8 @@ def fine_attention(model: FoveatedModel, batch: Batch) -> np.ndarray:
     CLS and registers are left out, so a map sums to less than 1.
     """
     assert batch.has_frames, batch.keys
-    text = model.language.embed(batch.input_ids)
     _, cache = model.vision(batch.frames)
-    tokens = fill(text, batch.frame_index, model.coarse_tokens(batch, cache))
-    queries = model.fine_queries(batch, model.language(tokens, batch, prefix_only=True))
+    queries = model.last_queries(batch, cache)
     maps = model.vision.attention(model.connector.query_input_proj(queries), cache)
     height, width = model.vision.grid(batch.frames)
     patches = maps.float().mean(dim=(1, 2))[:, -height * width :]

@@ -1,7 +1,7 @@
 """Judges a trained run on held-out samples: losses, answers, controls; then the report.
 
 1. The newest checkpoint's exported model is loaded, without DeepSpeed.
-2. Loss in the three modes, and their ratio, over whole conversations.
+2. Loss in all modes of the model, their ratio and gap, over whole conversations.
 3. Every question by itself, about true, blank and another sample's frames.
 4. ``eval.json`` and ``report.html`` in the run's folder.
 """
@@ -30,11 +30,10 @@ from vlm.data.collate import Collator, frame_size
 from vlm.data.reader import LoadedSample, Reader
 from vlm.errors import CheckpointError, DataError
 from vlm.evaluate.attention import fine_attention
-from vlm.evaluate.losses import mode_losses
+from vlm.evaluate.losses import compare, mode_losses
 from vlm.evaluate.questions import Question, cut, judge_answers, prior, prompt_batch
 from vlm.evaluate.report import Answered, Clip, ReportData, write_report
 from vlm.models import registry
-from vlm.models.foveated import FoveatedModel
 from vlm.train import data
 from vlm.train.metrics import read_rows
 
@@ -63,7 +62,7 @@ def judge(run_dir: Path, max_samples: int) -> Path:
     model = registry.load(checkpoint / MODEL).eval()
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
-    log.info("loss of %d samples in three modes", len(samples))
+    log.info("loss of %d samples in every mode", len(samples))
     losses = mode_losses(model, _batches(collator, samples, keys))
     if not all(map(math.isfinite, losses.values())):
         raise CheckpointError(
@@ -76,7 +75,7 @@ def judge(run_dir: Path, max_samples: int) -> Path:
         "checkpoint": str(checkpoint),
         "step": json.loads((checkpoint / TRAINER).read_text())["state"]["step"],
         "loss": losses,
-        "loss_ratio": losses["coarse_only"] / losses["coarse_fine"],
+        **compare(losses),
         "accuracy": scores,
         "prior": prior(questions),
         "num_samples": len(samples),
@@ -130,7 +129,7 @@ def _batches(
 
 
 def _clips(
-    model: FoveatedModel,
+    model: Any,
     collator: Collator,
     samples: Sequence[LoadedSample],
     keys: Sequence[str],
@@ -150,7 +149,7 @@ def _clips(
             Clip(
                 key=keys[index],
                 frames=list(frames),
-                attention=list(fine_attention(model, batch.to(model.device))),
+                attention=_attention(model, batch.to(model.device)),
                 questions=[
                     Answered(q.text, q.expected, text.strip(), q.task) for q, text in asked[index]
                 ],
@@ -159,10 +158,15 @@ def _clips(
     return clips
 
 
+def _attention(model: Any, batch: Batch) -> list[np.ndarray]:
+    """A map for each frame, where a family looks."""
+    return list(fine_attention(model, batch)) if "coarse_fine" in model.modes else []
+
+
 def _report(
     rows: Sequence[Mapping[str, Any]],
     recipe: Recipe,
-    model: FoveatedModel,
+    model: Any,
     evaluation: dict[str, Any],
     clips: list[Clip],
 ) -> ReportData:

@@ -9,7 +9,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from vlm.data import chat
 from vlm.data.collate import Collator
 from vlm.data.reader import LoadedSample
 from vlm.data.schema import MARK, Turn
-from vlm.models.foveated import FoveatedModel, Mode
 from vlm.models.generate import generate
 
 log = logging.getLogger(__name__)
@@ -105,12 +104,12 @@ def cut(frames: Sequence[np.ndarray], most: int) -> Iterator[list[int]]:
 
 
 def answer(
-    model: FoveatedModel,
+    model: Any,
     collator: Collator,
     questions: Sequence[Question],
     samples: Sequence[LoadedSample],
     control: Control = "true",
-    mode: Mode = "coarse_fine",
+    mode: str | None = None,
 ) -> list[str]:
     """The model's greedy answer to each question, in order."""
     own = [samples[question.sample].frames for question in questions]
@@ -174,7 +173,7 @@ def prior(questions: Sequence[Question]) -> dict[str, float]:
 
 
 def judge_answers(
-    model: FoveatedModel, collator: Collator, samples: Sequence[LoadedSample]
+    model: Any, collator: Collator, samples: Sequence[LoadedSample]
 ) -> tuple[dict[str, dict[str, float]], list[Question], list[str]]:
     """Accuracy by control and group, the questions, and the answers given to the true frames."""
     questions = find_questions(samples)

@@ -97,6 +97,7 @@ def write_report(path: Path, report: ReportData) -> None:
         controls=CONTROLS,
         losses={name: number(value) for name, value in losses.items()},
         loss_ratio=number(report.evaluation.get("loss_ratio")),
+        gap_frac=number(report.evaluation.get("autoregressive_gap_frac")),
         num_samples=number(report.evaluation.get("num_samples")),
         charts=curves(report.metrics),
         clips=list(zip(report.clips, _strips(report.clips), strict=True)),

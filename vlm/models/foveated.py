@@ -15,47 +15,35 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from vlm.batch import Batch
+from vlm.models import generate
+from vlm.models.family import FamilyConfig, Output, random_lm, random_tower
 from vlm.models.foveation import Foveation
 from vlm.models.language import LanguageModel, coordinates, new_cache, to_rows
 from vlm.models.splice import fill
-from vlm.models.vision import KeyValue, VisionEncoder
+from vlm.models.vision import LayerCache, VisionEncoder
 
-Mode = Literal["coarse_only", "coarse_fine", "autoregressive"]
-MODES: tuple[Mode, ...] = ("coarse_only", "coarse_fine", "autoregressive")
-
-
-class Output(NamedTuple):
-    """Sums over learned tokens, never means: who trains divides by the global count."""
-
-    #: what is trained on; the fine loss plus coarse_weight times the coarse one
-    loss_sum: Tensor
-    #: by name: "fine", "coarse"
-    parts: dict[str, Tensor]
+Mode = Literal["coarse_fine", "coarse_only", "autoregressive"]
+MODES: tuple[Mode, ...] = ("coarse_fine", "coarse_only", "autoregressive")
 
 
-class FoveatedConfig(PreTrainedConfig):
+#: passes whose losses are reported; those between the first and the last fine one are not
+REPORTED = ("fine", "fine_first", "coarse")
+
+
+class FoveatedConfig(FamilyConfig):
     model_type = "saccade_foveated"
 
-    def __init__(
-        self,
-        vision_config: dict[str, Any] | None = None,
-        language_config: dict[str, Any] | None = None,
-        connector: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.vision_config = vision_config or {}
-        self.language_config = language_config or {}
-        self.connector = connector or {}
-        super().__init__(**kwargs)
+
+class Pass(NamedTuple):
+    """What one pass of the language model leaves."""
+
+    #: (F, H) at the frames, from which the next pass' queries come
+    asking: Tensor
+    #: (N, H), or None if the pass stopped after the last frame
+    hidden: Tensor | None
 
 
 class FoveatedModel(PreTrainedModel):
@@ -65,20 +53,24 @@ class FoveatedModel(PreTrainedModel):
     base_model_prefix = ""
     _supports_sdpa = True
     _supports_flash_attn = True
-    tokens_per_frame = 1
-    #: modes with a gradient
-    train_modes: tuple[Mode, ...] = ("coarse_only", "coarse_fine")
+    modes: tuple[Mode, ...] = MODES
+    train_modes: tuple[Mode, ...] = ("coarse_fine", "coarse_only")
+    generate = generate.generate
 
     def __init__(
         self, config: FoveatedConfig, tower: nn.Module | None = None, lm: nn.Module | None = None
     ) -> None:
         """``tower`` and ``lm`` are taken as they are; without them both start at random."""
         super().__init__(config)
-        tower = tower or AutoModel.from_config(_part(config.vision_config))
-        lm = lm or AutoModelForCausalLM.from_config(_part(config.language_config))
+        tower = tower or random_tower(config)
+        lm = lm or random_lm(config)
         connector = dict(config.connector)
         self.coarse_weight = connector.pop("coarse_weight")
-        self.vision = VisionEncoder(tower)
+        # models that were exported before there were these
+        passes, loss = connector.pop("fine_passes", 1), connector.pop("fine_loss", "final")
+        self.fine_weights = pass_weights(passes, loss)
+        looks = {name: connector.pop(name, False) for name in ("shallow", "sees_itself")}
+        self.vision = VisionEncoder(tower, **looks)
         self.language = LanguageModel(lm)
         self.connector = Foveation(
             vision_dim=self.vision.dim, language_dim=self.language.dim, **connector
@@ -89,53 +81,111 @@ class FoveatedModel(PreTrainedModel):
         """The parts are initialised by their own classes, the connector by its constructor."""
 
     def forward(
-        self, batch: Batch, mode: Mode = "coarse_fine", with_coarse_loss: bool | None = None
+        self, batch: Batch, mode: Mode = "coarse_fine", measure_all: bool = False
     ) -> Output:
-        """Losses of one micro-batch.
+        """Losses of one micro-batch: "fine" (the last fine pass), "fine_first", "coarse".
 
         Args:
             mode: ``autoregressive`` has no gradient.
-            with_coarse_loss: also measure the coarse loss; default: if it has a weight.
+            measure_all: also measure the losses without a weight, which costs no gradient.
         """
         if mode == "autoregressive":
             fine = self.language.loss_sum(self.autoregressive_hidden(batch), batch)
             return Output(fine, {"fine": fine})
-        if with_coarse_loss is None:
-            with_coarse_loss = self.coarse_weight > 0
         _, cache = self.vision(batch.frames)
         text = self.language.embed(batch.input_ids)
-        tokens = self.coarse_tokens(batch, cache)
+        tokens = self.connector(self.vision, cache, self.static_queries(batch))
         if mode == "coarse_only":
             hidden = self.language(fill(text, batch.frame_index, tokens), batch)
             coarse = self.language.loss_sum(hidden, batch)
             # a parameter without a gradient keeps that of the step before under ZeRO-3
-            asked = hidden[batch.frame_index] if batch.has_frames else hidden[:1]
-            coarse = coarse + 0.0 * self.fine_queries(batch, asked).sum().float()
+            asked = self.next_queries(batch, _at_frames(hidden, batch))
+            coarse = coarse + 0.0 * asked.sum().to(coarse.dtype)
             return Output(coarse, {"coarse": coarse})
-        prefix_only = not with_coarse_loss
-        hidden = self.language(fill(text, batch.frame_index, tokens), batch, prefix_only)
-        at_frames = hidden if prefix_only else hidden[batch.frame_index]
-        tokens = self.fine_tokens(batch, cache, at_frames if batch.has_frames else hidden[:1])
-        fine = self.language.loss_sum(
-            self.language(fill(text, batch.frame_index, tokens), batch), batch
-        )
-        if prefix_only:
-            return Output(fine, {"fine": fine})
-        coarse = self.language.loss_sum(hidden, batch)
-        return Output(fine + self.coarse_weight * coarse, {"fine": fine, "coarse": coarse})
+        names = self.pass_names
+        weights = dict(zip(names, (self.coarse_weight, *self.fine_weights), strict=True))
+        hidden_of: dict[str, Tensor | None] = {}
+        asking: Tensor | None = None
+        for name, weight in weights.items():
+            if asking is not None:
+                tokens = self.connector(self.vision, cache, self.next_queries(batch, asking))
+            asking, hidden_of[name] = self._read(text, tokens, batch, weight, measure_all)
+        parts = {
+            name: self._score(hidden, batch, weights[name])
+            for name, hidden in reversed(hidden_of.items())
+            if hidden is not None
+        }
+        loss = sum(weights[name] * part for name, part in parts.items() if weights[name] > 0)
+        return Output(loss, {name: part for name, part in parts.items() if name in REPORTED})
 
-    def coarse_tokens(self, batch: Batch, cache: list[KeyValue]) -> Tensor:
-        """(F, H): every frame as the static query sees it."""
-        queries = self.connector.q_static(len(batch.frames))
-        return self.connector(self.vision, cache, queries)
+    @property
+    def pass_names(self) -> list[str]:
+        """Of all passes in order: coarse, then the fine ones, the last of which is "fine"."""
+        between = [f"fine_{i}" for i in range(2, len(self.fine_weights))]
+        first = ["fine_first"] if len(self.fine_weights) > 1 else []
+        return ["coarse", *first, *between, "fine"]
 
-    def fine_queries(self, batch: Batch, hidden: Tensor) -> Tensor:
+    def _read(
+        self, text: Tensor, tokens: Tensor, batch: Batch, weight: float, measure: bool
+    ) -> Pass:
+        """One pass of the language model over visual tokens (F, H); text only where it is scored.
+
+        What is only measured gets a pass of its own, which keeps nothing for a backward pass and
+        leaves the random numbers of training as they are.
+        """
+        embeds = fill(text, batch.frame_index, tokens)
+        if weight > 0 or (measure and not torch.is_grad_enabled()):
+            hidden = self.language(embeds, batch)
+            return Pass(_at_frames(hidden, batch), hidden)
+        asking = self.language(embeds, batch, prefix_only=True)
+        if not measure:
+            return Pass(asking, None)
+        devices = [embeds.device] if embeds.is_cuda else []
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            return Pass(asking, self.language(embeds, batch))
+
+    def _score(self, hidden: Tensor, batch: Batch, weight: float) -> Tensor:
+        with torch.set_grad_enabled(weight > 0 and torch.is_grad_enabled()):
+            return self.language.loss_sum(hidden, batch)
+
+    @torch.no_grad()
+    def losses_by_mode(self, batch: Batch) -> dict[str, Tensor]:
+        """Loss sums; one call gives two, the coarse pass of coarse_fine is coarse_only."""
+        parts = self(batch, mode="coarse_fine", measure_all=True).parts
+        return {
+            "coarse_only": parts["coarse"],
+            "coarse_fine": parts["fine"],
+            "autoregressive": self(batch, mode="autoregressive").parts["fine"],
+        }
+
+    def prefill(self, batch: Batch, mode: Mode) -> tuple[Tensor, Any]:
+        """(S, L, H) hidden states of the samples and the cache behind them."""
+        if mode == "autoregressive":
+            hidden, kv, _ = self.autoregressive_rows(batch)
+            return hidden, kv
+        _, cache = self.vision(batch.frames)
+        coarse = mode == "coarse_only"
+        queries = self.static_queries(batch) if coarse else self.last_queries(batch, cache)
+        tokens = self.connector(self.vision, cache, queries)
+        embeds = fill(self.language.embed(batch.input_ids), batch.frame_index, tokens)
+        return self.language.prefill(embeds, batch)
+
+    def static_queries(self, batch: Batch) -> Tensor:
+        """(F, Q): with what the coarse pass looks at every frame."""
+        return self.connector.q_static(len(batch.frames))
+
+    def next_queries(self, batch: Batch, asking: Tensor) -> Tensor:
         """(F, H) hidden states of the pass before -> (F, Q) queries of this one."""
-        return self.connector.next_queries(hidden, first_frames(batch))
+        return self.connector.next_queries(asking, first_frames(batch))
 
-    def fine_tokens(self, batch: Batch, cache: list[KeyValue], hidden: Tensor) -> Tensor:
-        """(F, H): every frame as its own query sees it."""
-        return self.connector(self.vision, cache, self.fine_queries(batch, hidden))
+    def last_queries(self, batch: Batch, cache: list[LayerCache]) -> Tensor:
+        """(F, Q): with what the last fine pass looks at every frame."""
+        text, queries = self.language.embed(batch.input_ids), self.static_queries(batch)
+        for _ in self.fine_weights:
+            tokens = self.connector(self.vision, cache, queries)
+            embeds = fill(text, batch.frame_index, tokens)
+            queries = self.next_queries(batch, self.language(embeds, batch, prefix_only=True))
+        return queries
 
     @torch.no_grad()
     def autoregressive_hidden(self, batch: Batch) -> Tensor:
@@ -158,7 +208,7 @@ class FoveatedModel(PreTrainedModel):
             frame = frame_at[:, column]
             row = (frame >= 0).nonzero().flatten()
             frame = frame[row]
-            one = [KeyValue(layer.key[frame], layer.value[frame]) for layer in kv]
+            one = [layer.of_frames(frame) for layer in kv]
             step = rows[:, column].clone()
             step[row] = self.connector(self.vision, one, queries[frame]).to(step.dtype)
             state = self.language.run_rows(step[:, None], cache)
@@ -190,6 +240,16 @@ def first_frames(batch: Batch) -> Tensor:
     return torch.isin(frames, batch.cu_frames)
 
 
-def _part(values: dict[str, Any]) -> PreTrainedConfig:
-    values = dict(values)
-    return AutoConfig.for_model(values.pop("model_type"), **values)
+def pass_weights(num_passes: int, loss: Literal["final", "mean", "progressive"]) -> list[float]:
+    """What each fine pass counts for, in order; the weights sum to 1."""
+    each = {
+        "final": [0.0] * (num_passes - 1) + [1.0],
+        "mean": [1.0] * num_passes,
+        "progressive": [float(i) for i in range(1, num_passes + 1)],
+    }[loss]
+    return [weight / sum(each) for weight in each]
+
+
+def _at_frames(hidden: Tensor, batch: Batch) -> Tensor:
+    """(N, H) -> (F, H); the first token stands in for a frame that nobody owns."""
+    return hidden[batch.frame_index] if batch.has_frames else hidden[:1]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vlm.models.vision import KeyValue, VisionEncoder
+from vlm.models.vision import LayerCache, VisionEncoder
 
 
 class LearnedQuery(nn.Module):
@@ -51,13 +51,13 @@ class Foveation(nn.Module):
         self.dino_to_llm = nn.Linear(vision_dim, language_dim)
         self.llm_to_query = nn.Linear(language_dim, query_dim)
 
-    def forward(self, vision: VisionEncoder, cache: list[KeyValue], queries: Tensor) -> Tensor:
+    def forward(self, vision: VisionEncoder, cache: list[LayerCache], queries: Tensor) -> Tensor:
         """(F, Q) queries -> (F, H) visual tokens."""
         if self.gradient_checkpointing and self.training:
             return checkpoint(self._look, vision, cache, queries, use_reentrant=False)
         return self._look(vision, cache, queries)
 
-    def _look(self, vision: VisionEncoder, cache: list[KeyValue], queries: Tensor) -> Tensor:
+    def _look(self, vision: VisionEncoder, cache: list[LayerCache], queries: Tensor) -> Tensor:
         looked = vision.look(self.query_input_proj(queries), cache)
         return self.visual_scale * self.dino_to_llm(self.output_proj(looked))
 

@@ -3,23 +3,22 @@
 Not here: sampling and beams.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from vlm.batch import Batch
-from vlm.models.foveated import FoveatedModel, Mode
-from vlm.models.language import new_cache, to_rows
-from vlm.models.splice import fill
 
 
 @torch.no_grad()
 def generate(
-    model: FoveatedModel,
+    model: Any,
     batch: Batch,
     *,
     eos_token_id: int,
     max_new_tokens: int,
-    mode: Mode = "coarse_fine",
+    mode: str | None = None,
 ) -> list[list[int]]:
     """Continues every sample of ``batch`` until its end of turn.
 
@@ -29,7 +28,7 @@ def generate(
     Returns:
         The new ids of each sample, without the end of turn.
     """
-    hidden, cache = _prefill(model, batch, mode)
+    hidden, cache = model.prefill(batch, mode or model.modes[0])
     lengths = batch.cu_seqlens.diff()
     rows = torch.arange(batch.num_samples, device=lengths.device)
     state = hidden[rows, lengths - 1]
@@ -49,19 +48,3 @@ def generate(
         state = model.language.run_rows(embeds, cache, mask, positions)[:, 0]
     ids = torch.stack(new, dim=1).tolist()
     return [row[: row.index(eos_token_id)] if eos_token_id in row else row for row in ids]
-
-
-def _prefill(model: FoveatedModel, batch: Batch, mode: Mode) -> tuple[Tensor, object]:
-    """(S, L, H) hidden states of the prompts and the cache behind them."""
-    if mode == "autoregressive":
-        hidden, cache, _ = model.autoregressive_rows(batch)
-        return hidden, cache
-    text = model.language.embed(batch.input_ids)
-    _, kv = model.vision(batch.frames)
-    tokens = model.coarse_tokens(batch, kv)
-    if mode == "coarse_fine" and batch.has_frames:
-        coarse = model.language(fill(text, batch.frame_index, tokens), batch, prefix_only=True)
-        tokens = model.fine_tokens(batch, kv, coarse)
-    cache = new_cache()
-    rows = to_rows(fill(text, batch.frame_index, tokens), batch)
-    return model.language.run_rows(rows, cache), cache

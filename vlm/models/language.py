@@ -132,6 +132,11 @@ class LanguageModel(nn.Module):
         """(..., H) -> (..., V)."""
         return self.lm.get_output_embeddings()(hidden)
 
+    def prefill(self, embeds: Tensor, batch: Batch) -> tuple[Tensor, Cache]:
+        """(N, H) -> (S, L, H) hidden states and the cache behind them."""
+        cache = DynamicCache()
+        return self.run_rows(to_rows(embeds, batch), cache), cache
+
     def run_rows(
         self,
         rows: Tensor,

@@ -15,12 +15,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from vlm.config import ModelConfig, PartConfig, VisionConfig
+from vlm.config_model import ModelConfig, PartConfig, VisionConfig
 from vlm.errors import CheckpointError, ConfigError
-from vlm.models.foveated import FoveatedConfig, FoveatedModel
+from vlm.models.foveated import FoveatedModel
 from vlm.models.vision import QUERYABLE
 
-FAMILIES = {"foveated": FoveatedModel}
+FAMILIES: dict[str, Any] = {"foveated": FoveatedModel}
 #: what transformers raises when a config cannot be built: it checks little before it computes
 BUILD_ERRORS = (
     ValueError,
@@ -50,18 +50,15 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @quiet_transformers()
-def build(config: ModelConfig, vocab_size: int, seed: int) -> FoveatedModel:
+def build(config: ModelConfig, vocab_size: int, seed: int) -> Any:
     """The model of a recipe: parts from pretrained weights or at random, the rest from ``seed``.
 
     In float32, whatever the weights were stored in: precision is DeepSpeed's to choose. On the
     meta device nothing is loaded, shapes are all there is.
 
     Raises:
-        ConfigError: no such family or part, or parts that do not fit each other.
+        ConfigError: no such part, or parts that do not fit each other.
     """
-    if config.family not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise ConfigError(f"model.family: found {config.family!r}, expected one of {known}")
     torch.manual_seed(seed)
     vision = part_config(config.vision, "vision")
     language = part_config(config.language, "language")
@@ -81,12 +78,13 @@ def build(config: ModelConfig, vocab_size: int, seed: int) -> FoveatedModel:
         lm.resize_token_embeddings(vocab_size)
     if config.vision.position_std is not None:
         nn.init.normal_(tower.embeddings.position_embeddings, std=config.vision.position_std)
-    family_config = FoveatedConfig(
+    family = FAMILIES[config.family]
+    family_config = family.config_class(
         vision_config=tower.config.to_dict(),
         language_config=lm.config.to_dict(),
         connector=config.connector.model_dump(exclude={"gradient_checkpointing"}),
     )
-    model = FoveatedModel(family_config, tower, lm)
+    model = family(family_config, tower, lm)
     model.vision.gradient_checkpointing = config.vision.gradient_checkpointing
     model.connector.gradient_checkpointing = config.connector.gradient_checkpointing
     if config.language.gradient_checkpointing:
@@ -95,7 +93,7 @@ def build(config: ModelConfig, vocab_size: int, seed: int) -> FoveatedModel:
 
 
 @quiet_transformers()
-def load(path: Path) -> FoveatedModel:
+def load(path: Path) -> Any:
     """A model that ``save_pretrained`` wrote.
 
     Raises:
@@ -104,9 +102,13 @@ def load(path: Path) -> FoveatedModel:
     if not (path / "config.json").is_file():
         raise CheckpointError(f"model {path}: no config.json there; expected an exported model")
     try:
-        if AutoConfig.from_pretrained(path).model_type != FoveatedConfig.model_type:
-            raise CheckpointError(f"model {path}: not a {FoveatedConfig.model_type} model")
-        model, report = FoveatedModel.from_pretrained(
+        found = AutoConfig.from_pretrained(path).model_type
+        families = {family.config_class.model_type: family for family in FAMILIES.values()}
+        if found not in families:
+            raise CheckpointError(
+                f"model {path}: found a {found} model, expected one of {', '.join(families)}"
+            )
+        model, report = families[found].from_pretrained(
             path, output_loading_info=True, use_safetensors=True
         )
     except LOAD_ERRORS as error:
@@ -160,6 +162,11 @@ def _check_vision(part: VisionConfig, config: PreTrainedConfig) -> None:
             "model.vision.position_std: pretrained weights bring their own position embeddings; "
             "remove it"
         )
+    if part.position_std is not None and config.model_type == "dinov3_vit":
+        raise ConfigError(
+            "model.vision.position_std: a dinov3_vit tower has rotary positions, no embeddings of "
+            "them; remove it"
+        )
 
 
 def _part(part: PartConfig, config: PreTrainedConfig, auto: Any, name: str) -> Any:
@@ -195,5 +202,6 @@ def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-AutoConfig.register(FoveatedConfig.model_type, FoveatedConfig)
-AutoModel.register(FoveatedConfig, FoveatedModel)
+for _family in FAMILIES.values():
+    AutoConfig.register(_family.config_class.model_type, _family.config_class)
+    AutoModel.register(_family.config_class, _family)

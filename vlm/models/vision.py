@@ -32,6 +32,9 @@ class KeyValue(NamedTuple):
     #: (F, A, P, D/A)
     value: Tensor
 
+    def of_frames(self, index: Tensor) -> "KeyValue":
+        return KeyValue(self.key[index], self.value[index])
+
 
 class LayerInput(NamedTuple):
     """The same before it is computed: half the memory, and one more projection for each look."""
@@ -39,6 +42,9 @@ class LayerInput(NamedTuple):
     #: (F, P, D)
     hidden: Tensor
     rotation: Rotation | None
+
+    def of_frames(self, index: Tensor) -> "LayerInput":
+        return LayerInput(self.hidden[index], self.rotation)
 
 
 LayerCache = KeyValue | LayerInput

@@ -23,7 +23,8 @@ from vlm.ckpt.interval import best_interval_s
 from vlm.ckpt.keep import Keep
 from vlm.ckpt.save import MODEL, Saver
 from vlm.ckpt.state import TrainState
-from vlm.config import COMPONENTS, Recipe, to_yaml
+from vlm.config import Recipe, to_yaml
+from vlm.config_model import COMPONENTS
 from vlm.data.loader import LoadedStep
 from vlm.data.plan import Plan, Position
 from vlm.engine import optim, thaw
@@ -219,7 +220,8 @@ def _step(run: Run, loaded: LoadedStep, step: int) -> Pending:
     for part in thaw.adapt(run.engine, recipe.model, step):
         log.info("step %d: %s begins to train", step, part)
     mode, agree = forward_mode(recipe, step), every > 0 and step % every == 0
-    pending = train_step(run.engine, loaded.batches, mode=mode, agree=agree)
+    measure = _due(step + 1, recipe.train.log_every, recipe.train.steps)
+    pending = train_step(run.engine, loaded.batches, mode=mode, measure_all=measure, agree=agree)
     if not pending.applied:
         log.warning("step %d: gradients are not finite, the step was skipped", step + 1)
     return pending

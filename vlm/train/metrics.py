@@ -36,6 +36,7 @@ COLUMNS = (
     "wall_s",  # time in training, over all resumes
     "loss",  # what is minimised, per loss token of the whole step
     "loss_fine",  # cross entropy of the fine pass
+    "loss_fine_first",  # of the first fine pass, where there are several
     "loss_coarse",  # cross entropy of the coarse pass
     "loss_ratio",  # coarse / fine
     "grad_norm",  # before clipping

@@ -1,0 +1,105 @@
+"""The section of a recipe that says what the model is made of: family, parts, what is frozen.
+
+Not here: the other sections (``vlm.config`` joins all), what the parts compute (``vlm.models``).
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+
+from vlm.config_train import Strict
+
+Component = Literal["vision", "connector", "language"]
+COMPONENTS: tuple[Component, ...] = ("vision", "connector", "language")
+
+
+class PartConfig(Strict):
+    """A vision encoder or language model: weights to load, or a config to start at random."""
+
+    #: Hugging Face id or local folder
+    pretrained: str | None = None
+    #: keys of the transformers config, ``model_type`` among them; random weights
+    config: dict[str, Any] | None = None
+    #: recompute activations in the backward pass
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "PartConfig":
+        if (self.pretrained is None) == (self.config is None):
+            raise ValueError("set exactly one of `pretrained` and `config`")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("`config` needs `model_type`, for example dinov2 or llama")
+        return self
+
+
+class VisionConfig(PartConfig):
+    #: std of the position embeddings of a tower that starts at random; None: as its config says.
+    #: At transformers' 0.02 a small tower never learns where things are.
+    position_std: float | None = Field(None, gt=0)
+
+
+class FoveationConfig(Strict):
+    """How the language model's queries look at frames (family `foveated`)."""
+
+    #: width of the query that travels from the language model to the encoder
+    query_dim: int = Field(384, gt=0)
+    #: a bias here dominates the query and makes attention uniform
+    query_bias: bool = False
+    #: std of q_static and q_init; 0.02 gives uniform attention
+    query_std: float = Field(1.0, gt=0)
+    #: multiplies visual tokens; about the std of the language model's embeddings
+    visual_scale: float = Field(0.14, gt=0)
+    #: a query meets the tower's last layer only, not all of them (ablation)
+    shallow: bool = False
+    #: a query attends to itself beside the frame's tokens
+    sees_itself: bool = False
+    #: fine passes; each but the first asks from the hidden states of the one before
+    fine_passes: int = Field(1, gt=0, le=16)
+    #: which fine passes are trained on: the last, all alike, or later ones more (i / sum of i)
+    fine_loss: Literal["final", "mean", "progressive"] = "final"
+    #: weight of the coarse pass' cross entropy beside the fine one's
+    coarse_weight: float = Field(0.0, ge=0)
+    #: look again in the backward pass instead of keeping what was seen
+    gradient_checkpointing: bool = False
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Placeholders of a frame in the language model."""
+        return 1
+
+
+Family = Literal["foveated"]
+ConnectorConfig = FoveationConfig
+CONNECTORS: dict[str, type[ConnectorConfig]] = {"foveated": FoveationConfig}
+
+
+def _of_family(found: Any, info: ValidationInfo) -> Any:
+    """The connector's keys are those of the family."""
+    kind = CONNECTORS.get(info.data.get("family", ""))
+    if kind is None or isinstance(found, kind):
+        return found  # an unknown family is an error of its own
+    return kind.model_validate(found)
+
+
+def _frozen_for_good(found: Any) -> Any:
+    """A list of components freezes them for the whole run."""
+    return dict.fromkeys(found) if isinstance(found, list | tuple) else found
+
+
+class ModelConfig(Strict):
+    family: Family
+    #: run or checkpoint folder whose weights this run starts from; of a run, its best checkpoint
+    init_from: Path | None = None
+    vision: VisionConfig
+    language: PartConfig
+    connector: Annotated[ConnectorConfig, BeforeValidator(_of_family)] = Field(
+        default_factory=dict, validate_default=True
+    )
+    #: folder or id of the tokenizer; it must hold a chat template and `image_token`
+    tokenizer: str
+    image_token: str = "<|image|>"
+    #: components that do not train: a list, or component -> global step from which on it does
+    freeze: Annotated[
+        dict[Component, Annotated[int, Field(gt=0)] | None], BeforeValidator(_frozen_for_good)
+    ] = {}

@@ -1,0 +1,47 @@
+"""What all families share: what a forward pass returns, how a configuration holds their parts.
+
+A family is a ``PreTrainedModel`` with ``vision``, ``connector`` and ``language`` (or some of them):
+
+* ``modes``, all its forward modes, the first of which is its own; ``train_modes`` have a gradient;
+* ``forward(batch, mode, measure_all) -> Output``;
+* ``losses_by_mode(batch)``, what evaluation reports;
+* ``prefill(batch, mode)``, hidden states of prompts and the cache behind them, for ``generate``.
+
+Not here: the families themselves, and what the parts compute.
+"""
+
+from dataclasses import field
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
+
+
+class Output(NamedTuple):
+    """Sums over learned tokens, never means: who trains divides by the global count."""
+
+    #: what is trained on
+    loss_sum: Tensor
+    #: what it is made of, and what was measured beside it, by name
+    parts: dict[str, Tensor]
+
+
+class FamilyConfig(PreTrainedConfig):
+    """The parts' own configurations, and the connector's keys as in a recipe."""
+
+    vision_config: dict[str, Any] = field(default_factory=dict)
+    language_config: dict[str, Any] = field(default_factory=dict)
+    connector: dict[str, Any] = field(default_factory=dict)
+
+
+def random_tower(config: FamilyConfig) -> nn.Module:
+    return AutoModel.from_config(_part(config.vision_config))
+
+
+def random_lm(config: FamilyConfig) -> nn.Module:
+    return AutoModelForCausalLM.from_config(_part(config.language_config))
+
+
+def _part(values: dict[str, Any]) -> PreTrainedConfig:
+    values = dict(values)
+    return AutoConfig.for_model(values.pop("model_type"), **values)
