@@ -32,9 +32,11 @@ PURE = {
 
 #: Files without a test file of their own: path -> where they are tested, or why they need not be
 UNTESTED = {
+    "vlm/config_model.py": "a section of what tests/test_config.py tests",
     "vlm/config_train.py": "sections of what tests/test_config.py tests",
     "vlm/dist.py": "tests/engine and tests/train run it on two ranks",
     "vlm/log.py": "a format string and a filter",
+    "vlm/models/family.py": "a return type and configurations; all tests of families use them",
 }
 
 #: Calls that a module may make when it is imported: name -> why
