@@ -40,7 +40,8 @@ def make_model(vision: dict | None = None, language: dict | None = None) -> Fove
     if tower["model_type"] == "dinov3_vit":
         tower |= {"intermediate_size": 40}
         del tower["mlp_ratio"]
-    config = FoveatedConfig(tower, {**tiny.LANGUAGE, **(language or {})}, tiny.CONNECTOR)
+    language = {**tiny.LANGUAGE, **(language or {})}
+    config = FoveatedConfig(vision_config=tower, language_config=language, connector=tiny.CONNECTOR)
     return FoveatedModel(config).train()
 
 
@@ -127,7 +128,9 @@ def test_languages(language: str) -> None:
 def test_other_families_of_language_models(config: dict) -> None:
     known = type(AutoConfig.for_model(config["model_type"]))().to_dict()
     values = {k: v for k, v in config.items() if k in known}
-    family = FoveatedConfig(tiny.VISION, values, tiny.CONNECTOR)
+    family = FoveatedConfig(
+        vision_config=tiny.VISION, language_config=values, connector=tiny.CONNECTOR
+    )
     model = FoveatedModel(family).train()
     check(freeze(model, ("vision",)), QUESTION_FIRST, "coarse_fine")
 
