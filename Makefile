@@ -1,10 +1,10 @@
-# make quickstart | test | check | format | test-gpu | clean
+# make quickstart | test | check | format | test-slow | test-gpu | clean
 # Each target first makes .venv and installs into it what it needs, once.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := test
 .DELETE_ON_ERROR:
-.PHONY: quickstart test check format test-gpu clean system-packages
+.PHONY: quickstart test check format test-slow test-gpu clean system-packages
 
 PY := .venv/bin/python
 PIP := DS_BUILD_OPS=0 $(PY) -m pip install -qq --disable-pip-version-check
@@ -31,7 +31,10 @@ quickstart: .venv/.runtime
 	$(PY) launch/evaluate.py --run runs/quickstart
 
 test: .venv/.dev system-packages
-	$(PY) -m pytest -m "not gpu"
+	$(PY) -m pytest -m "not gpu and not slow"
+
+test-slow: .venv/.dev
+	$(PY) -m pytest -m slow
 
 test-gpu: .venv/.dev
 	DS_ACCELERATOR=cuda $(PY) -m pytest -m gpu

@@ -2,6 +2,7 @@
 
 import functools
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ def reloaded(recipe: Recipe, stage: int, folder: Path, num: int, found: Counters
     engine = built(recipe, stage)
     load_pieces(engine, [folder / state_file(rank) for rank in range(num)])
     set_counters(engine, found)
-    assert counters(engine) == found
+    # stage 0 scales no loss
+    assert replace(counters(engine), loss_scaler={}) == replace(found, loss_scaler={})
     write_pieces(engine, to)
     return [group["lr"] for group in base_optimizer(engine).param_groups]
 

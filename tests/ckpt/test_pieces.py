@@ -45,6 +45,8 @@ def test_pieces_are_the_whole_model(stage: int) -> None:
         before = parts.setdefault(name, {}).get(start)
         assert before is None or (replicated and before == values)
         parts[name][start] = values
+    head, table = "language.lm.lm_head.weight", "language.lm.model.embed_tokens.weight"
+    assert torch.equal(whole.pop(head), whole[table])  # tied: held once
     assert parts.keys() == whole.keys()
     for name, pieces_of in parts.items():
         joined = [value for start in sorted(pieces_of) for value in pieces_of[start]]

@@ -22,6 +22,15 @@ from vlm.train import loop
 from vlm.train.metrics import read_rows
 from vlm.train.preempt import Preemption
 
+#: what a run leaves in its folder
+FOLDER = [
+    "checkpoints",
+    "ds_config.json",
+    "metrics.csv",
+    "metrics.jsonl",
+    "plans",
+    "recipe.yaml",
+]
 #: beginnings of the columns that do not depend on how fast a machine is, or when it was stopped
 EXACT = (
     "event",
@@ -48,8 +57,16 @@ def machine() -> Machine:
     return Machine(torch.device("cpu"), group.get_rank(), group.get_world_size())
 
 
+#: steps as a rank saw them, and the exit code
+Ended = tuple[list[Step], int]
+
+
 def fit(recipe: Recipe, stage: int) -> list[Step]:
     """On each rank: trains, and notes every step."""
+    return fit_to_end(recipe, stage)[0]
+
+
+def fit_to_end(recipe: Recipe, stage: int) -> Ended:
     steps: list[Step] = []
 
     def noted(engine: Any, batches: Any, **options: Any) -> Pending:
@@ -61,8 +78,9 @@ def fit(recipe: Recipe, stage: int) -> list[Step]:
         mock.patch.object(loop, "train_step", noted),
         Preemption(recipe.train.max_hours) as preemption,
     ):
-        loop.fit(recipe, helpers.resolved(stage, machine().world_size), machine(), preemption)
-    return steps
+        ds_config = helpers.resolved(stage, machine().world_size)
+        code = loop.fit(recipe, ds_config, machine(), preemption)
+    return steps, code
 
 
 def fit_until_saved(recipe: Recipe, stage: int, killed_at: int) -> None:

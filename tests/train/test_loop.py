@@ -32,8 +32,7 @@ def column(name: str) -> list:
 def test_a_run_folder_is_what_the_documentation_says() -> None:
     run = runs.whole(2)
     folder = run.recipe.output_dir
-    names = ["checkpoints", "ds_config.json", "metrics.csv", "metrics.jsonl", "recipe.yaml"]
-    assert sorted(p.name for p in folder.iterdir()) == names
+    assert sorted(p.name for p in folder.iterdir()) == runs.FOLDER
     assert config.load(folder / "recipe.yaml") == run.recipe
     resolved = json.loads((folder / "ds_config.json").read_text())
     assert resolved == helpers.resolved(2, world_size=2)
@@ -151,14 +150,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_samples() -> None:
     assert len(named) == sum(len(batch.rows) for batch in plan.window(0)[1])
     # what was saved before is still there to go on from
     assert (runs.checkpoint(recipe, 1) / "COMPLETE").exists()
-    assert [row["step"] for row in read_rows(recipe.output_dir / "metrics.jsonl")] == [1]
+    rows = read_rows(recipe.output_dir / "metrics.jsonl")
+    assert [(row["event"], row["step"]) for row in rows] == [("train", 1), ("checkpoint", 1)]
 
 
 def test_stage_0_has_no_gradient_norm_and_says_so() -> None:
     recipe = helpers.recipe(runs.new_folder(), "train.steps=1", "train.checkpoint_every=0")
     ((step,),) = ranks(1).run(runs.fit, recipe, 0)
     assert step.result.grad_norm is None
-    (row, _) = read_rows(recipe.output_dir / "metrics.jsonl")
+    row, *_ = read_rows(recipe.output_dir / "metrics.jsonl")
     assert row["grad_norm"] is None
     assert math.isfinite(row["loss"])
 

@@ -21,7 +21,7 @@ class TrainState:
     window: int = 0
     window_step: int = 0
     epoch: int = 0
-    #: rows found bad, which others stand in for
+    #: rows found bad, which others stand in for; of all ranks where it is saved
     quarantine: list[int] = field(default_factory=list)
     samples_seen: int = 0
     tokens_seen: int = 0
@@ -30,6 +30,8 @@ class TrainState:
     #: lowest held-out loss at a step that was saved, and that step
     best_loss: float | None = None
     best_step: int | None = None
+    #: whether the evaluation of this step was cut short
+    eval_due: bool = False
 
 
 def rng_state() -> dict[str, Any]:

@@ -102,7 +102,7 @@ def fit(recipe: Recipe, ds_config: dict[str, Any], machine: Machine, preemption:
         None if resumed is None else resumed.step,
     )
     with run.saver, metrics, Progress(recipe.train.steps, step=state.step) as progress:
-        if state.step == recipe.train.steps:
+        if state.step == recipe.train.steps and not state.eval_due:
             log.info("all %d steps are done; nothing to train", state.step)
         elif preemption.agreed(now=True):
             if resumed is None:
@@ -111,7 +111,8 @@ def fit(recipe: Recipe, ds_config: dict[str, Any], machine: Machine, preemption:
             if resumed is not None:
                 movement.resumed()
             _train(run, state, metrics, progress, movement)
-    return EXIT_PREEMPTED if preemption.reason and state.step < recipe.train.steps else 0
+    unfinished = state.step < recipe.train.steps or state.eval_due
+    return EXIT_PREEMPTED if preemption.reason and unfinished else 0
 
 
 def resume(run: Run) -> TrainState | None:
@@ -181,6 +182,10 @@ def _train(
     position = Position(state.window, state.window_step, state.step)
     meter = Meter(run.train.plan.policy, machine.world_size)
     loss: float | None = None
+    if state.eval_due:  # the run was stopped before it could
+        _note_best(state, _evaluate(run, state, metrics))
+        if run.preemption.reason:
+            return
     run.engine.train()
     with closing(run.steps(run.train, position, state.quarantine)) as steps:
         while state.step < last:
@@ -197,10 +202,8 @@ def _train(
                 loss = result.losses["loss"]
                 metrics.log(state.step, {**_train_row(state, result, meter), **rates})
             progress.update(state.step, loss=loss, samples_per_s=meter.samples_per_s)
-            due = _due(state.step, recipe.train.eval_every, last)
-            evaluation = _evaluate(run) if due else None
-            if evaluation is not None:
-                metrics.log(state.step, {"event": "eval", **evaluation})
+            state.eval_due = _due(state.step, recipe.train.eval_every, last)
+            evaluation = _evaluate(run, state, metrics) if state.eval_due else None
             stopping = run.preemption.agreed() is not None
             if stopping or _due(state.step, recipe.train.checkpoint_every, last):
                 _check_finite(read(pending), loaded, state)
@@ -272,12 +275,16 @@ def _train_row(state: TrainState, result: StepResult, meter: Meter) -> dict[str,
     }
 
 
-def _evaluate(run: Run) -> dict[str, float] | None:
-    """None where all ranks have agreed to stop."""
+def _evaluate(run: Run, state: TrainState, metrics: MetricLog) -> dict[str, float] | None:
+    """None where all ranks have agreed to stop; it is still due then."""
     with closing(run.steps(run.eval, Position())) as steps:
         some = itertools.islice(steps, run.recipe.train.eval_steps)
         found = validate(run.engine, _until_stopped(some, run.preemption))
-    return None if run.preemption.reason else found
+    if run.preemption.reason:
+        return None
+    state.eval_due = False
+    metrics.log(state.step, {"event": "eval", **found})
+    return found
 
 
 def _until_stopped(steps: Iterable[LoadedStep], preemption: Preemption) -> Iterator[LoadedStep]:
@@ -297,6 +304,9 @@ def _note_best(state: TrainState, evaluation: dict[str, float] | None) -> None:
 
 def _save(run: Run, state: TrainState, metrics: MetricLog, *, must: bool) -> Path | None:
     """Where the checkpoint is, or will be once it is copied."""
+    # each rank has found bad what it has read; who reads what may be otherwise from here on
+    found = dist.gather_objects(state.quarantine)
+    state.quarantine = sorted(set(itertools.chain.from_iterable(found)))
     saved = run.saver.save(state, run.about, must=must)
     if saved is None:
         return None
