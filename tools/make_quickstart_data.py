@@ -18,9 +18,10 @@ import av
 import numpy as np
 from rich.progress import track
 
+from vlm.arguments import positive, seed
 from vlm.data import shapes
 from vlm.data.tokenizer import train_tokenizer
-from vlm.errors import DataError, command
+from vlm.errors import command
 
 #: the second word of a clip's seed: no clip can be in both splits
 SPLITS = {"train": 0, "eval": 1}
@@ -70,17 +71,15 @@ def text_sample(index: int, seed: int) -> dict[str, Any]:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--clips", type=int, default=10_000, help="training clips")
-    parser.add_argument("--eval-clips", type=int, default=400, help="held-out clips")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--clips", type=positive, default=10_000, help="training clips")
+    parser.add_argument("--eval-clips", type=positive, default=400, help="held-out clips")
+    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--workers", type=positive, default=2)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> int:
     args = parse(argv)
-    if args.clips < 1 or args.eval_clips < 1:
-        raise DataError("--clips and --eval-clips: expected at least 1 of each")
     (args.output / "clips").mkdir(parents=True, exist_ok=True)
     texts: list[str] = []
     with ProcessPoolExecutor(args.workers) as pool:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.data import helpers
 from tests.data.clips import indices, write_clip
@@ -63,6 +63,27 @@ def test_images_of_the_wanted_size_are_decoded_as_they_are() -> None:
     expected = [np.asarray(Image.open(io.BytesIO(b)).convert("RGB")) for b in bodies]
     assert np.array_equal(found, np.stack(expected))
     assert measure(images(*bodies), None, DEFAULT_SAMPLING, "here") == (2, 16, 24)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_photos_are_turned_whatever_their_size(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    body = encoded(picture(16, 16), exif=exif, quality=95)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(body)))
+    found = run(images(body), (1, 16, 16))[0]
+    assert np.abs(found.astype(int) - np.asarray(upright.convert("RGB"))).max() <= 3
+    lies = np.asarray(Image.open(io.BytesIO(body)).convert("RGB"))
+    assert (np.abs(found.astype(int) - lies).max() <= 3) == (orientation == 1)
+
+
+def test_a_photo_that_is_turned_needs_a_size() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    body = encoded(picture(16, 24), exif=exif)
+    with pytest.raises(SampleError, match="build the manifest with --size"):
+        measure(images(body), None, DEFAULT_SAMPLING, "here")
+    assert measure(images(body), 16, DEFAULT_SAMPLING, "here") == (1, 16, 16)
 
 
 def test_they_go_straight_into_the_memory_given(monkeypatch: pytest.MonkeyPatch) -> None:

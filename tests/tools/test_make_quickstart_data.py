@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.tools.run_tool import error_line, run_tool
+from tests.tools.run_tool import run_tool
 from vlm.data import annotations, chat, shapes
 from vlm.data.frames import extract_frames
 
@@ -101,7 +101,9 @@ def test_no_clip_is_in_both_splits(made: Path) -> None:
     assert not videos & {(made / line["video"]).read_bytes() for line in held_out}
 
 
-def test_a_mistake_is_one_line(tmp_path: Path) -> None:
-    result = run_tool("make_quickstart_data", "--output", tmp_path / "data", "--clips", 0)
-    assert "--clips and --eval-clips: expected at least 1" in error_line(result)
+@pytest.mark.parametrize("option", ["--clips", "--eval-clips", "--workers"])
+def test_none_of_what_needs_some(tmp_path: Path, option: str) -> None:
+    result = run_tool("make_quickstart_data", "--output", tmp_path / "data", option, 0)
+    assert result.returncode == 2
+    assert f"{option}: found '0', expected a whole number above 0" in result.stderr
     assert not (tmp_path / "data").exists()

@@ -10,13 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import ExifTags, Image
 
 from vlm.data.frames import check_pixels, count_frames, extract_frames
 from vlm.data.image import load_image
 from vlm.data.layout import Content
 from vlm.data.schema import MAX_FRAMES
 from vlm.errors import DataError, SampleError
+
+#: segments of a JPEG that may come before its tables: APP0 to APP15
+_APPLICATION_MARKERS = {bytes([0xFF, 0xE0 + i]) for i in range(16)}
 
 
 class Sampling(NamedTuple):
@@ -142,21 +145,34 @@ def decode_image(name: str, image: memoryview | bytes, out: np.ndarray, where: s
 
 
 def _header(name: str, image: memoryview | bytes, where: str) -> tuple[tuple[int, int], bool]:
-    """(height, width), and whether simplejpeg can make RGB of it; pixels are bounded."""
+    """(height, width), and whether simplejpeg can make RGB of it as it lies; pixels are bounded."""
+    is_plain_jpeg = False
     try:
         if name.endswith((".jpg", ".jpeg")):
             height, width, colorspace, _ = simplejpeg.decode_jpeg_header(image)
+            check_pixels(width, height)
+            is_plain_jpeg = colorspace in ("Gray", "RGB", "YCbCr") and not _is_turned(image)
         else:
             with Image.open(io.BytesIO(image), formats=("PNG", "WEBP")) as picture:
                 width, height = picture.size
-            colorspace = ""
-        check_pixels(width, height)
+            check_pixels(width, height)
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         kind = "JPEG" if name.endswith((".jpg", ".jpeg")) else "PNG or WebP"
         raise SampleError(f"{where}: not a {kind}: {error}") from None
     except SampleError as error:
         raise SampleError(f"{where}: {error}") from None
-    return (height, width), colorspace in ("Gray", "RGB", "YCbCr")
+    return (height, width), is_plain_jpeg
+
+
+def _is_turned(jpeg: memoryview | bytes) -> bool:
+    """Whether EXIF says that a JPEG is shown otherwise than its pixels lie. Ours have none."""
+    start = 2  # behind the marker that begins every JPEG
+    while bytes(jpeg[start : start + 2]) in _APPLICATION_MARKERS:
+        if bytes(jpeg[start + 4 : start + 10]) == b"Exif\0\0":
+            with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
+                return picture.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
+        start += 2 + int.from_bytes(jpeg[start + 2 : start + 4])
+    return False
 
 
 def _check_count(found: int, expected: int, where: str) -> None:

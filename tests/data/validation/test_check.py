@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
 from tests.data import clips, helpers
@@ -227,6 +228,23 @@ def test_a_bomb_is_named_by_its_header(tmp_path: Path) -> None:
     members = [("a.png", png), ("a.txt", b"a bomb")]
     path = helpers.write_tar(tmp_path / "a.tar", members)
     check(path, [("a", "a.png", "pixels")])
+
+
+def test_latents_fit_their_frames(tmp_path: Path) -> None:
+    (path,) = helpers.write_shards(tmp_path, [2, 1, 0, 2])
+    latents = safetensors.numpy.save({"latents": np.zeros((2, 4, 2, 2), np.float16)})
+    bodies = {"00000000": latents, "00000001": latents, "00000002": b"?", "00000003": b"?"}
+    extra = [(f"{key}.latents.safetensors", body) for key, body in bodies.items()]
+    members = sorted([*helpers.tar_members(path), *extra], key=lambda member: member[0][:8])
+    helpers.write_tar(path, members)
+    check(
+        path,
+        [
+            ("00000001", "00000001.latents.safetensors", "expected float16 (T, C, h, w) with T"),
+            ("00000002", "00000002.latents.safetensors", "not safetensors"),
+            ("00000003", "00000003.latents.safetensors", "not safetensors"),
+        ],
+    )
 
 
 def test_thousands_of_frames_are_one_sample_with_faults(tmp_path: Path) -> None:

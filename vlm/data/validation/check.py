@@ -24,6 +24,7 @@ from vlm.data.encode import encode_branches
 from vlm.data.frames import count_frames, extract_frames
 from vlm.data.identity import MEDIA, said
 from vlm.data.identity import identity as identity_of
+from vlm.data.latents import read_latents
 from vlm.data.schema import Kind, Sample
 from vlm.data.validation.report import ShardReport, Text, add_source
 from vlm.data.validation.salvage import Damage, salvage
@@ -149,6 +150,7 @@ class _SampleCheck:
             media = {name: body for name, body in bodies.items() if name.endswith(MEDIA)}
             sample = self._check_sample(bodies)
             size, num_frames = self._check_media(media)
+            self._check_latents(bodies, num_frames)
             if sample is not None:
                 identity = identity_of(sample, bodies)
                 content = digest(said(sample), *media.values())
@@ -212,6 +214,15 @@ class _SampleCheck:
             found = ", ".join(f"{h}x{w} ({name})" for (h, w), name in sizes.items())
             self._fault("frames", "", f"frames of several sizes: {found}")
         return next(iter(sizes)) if len(sizes) == 1 else (0, 0), num_frames
+
+    def _check_latents(self, bodies: dict[str, bytes], num_frames: int) -> None:
+        name = f"{self.key}.{layout.LATENTS}"
+        if name not in bodies:
+            return
+        try:
+            read_latents(bodies[name], num_frames, _WHERE)
+        except SampleError as error:
+            self._fault("decode", name, _without_where(error))
 
     def _check_image(self, name: str, body: bytes) -> tuple[int, int]:
         shape = image_shape(name, body, _WHERE)
