@@ -18,9 +18,6 @@ from vlm.data.layout import Content
 from vlm.data.schema import MAX_FRAMES
 from vlm.errors import DataError, SampleError
 
-#: segments of a JPEG that may come before its tables: APP0 to APP15
-_APPLICATION_MARKERS = {bytes([0xFF, 0xE0 + i]) for i in range(16)}
-
 
 class Sampling(NamedTuple):
     """Which frames of a video file are taken, see ``frames.sample_times``."""
@@ -167,11 +164,12 @@ def _header(name: str, image: memoryview | bytes, where: str) -> tuple[tuple[int
 def _is_turned(jpeg: memoryview | bytes) -> bool:
     """Whether EXIF says that a JPEG is shown otherwise than its pixels lie. Ours have none."""
     start = 2  # behind the marker that begins every JPEG
-    while bytes(jpeg[start : start + 2]) in _APPLICATION_MARKERS:
+    # segments APP0 to APP15, which stand before its tables
+    while start + 10 <= len(jpeg) and jpeg[start] == 0xFF and jpeg[start + 1] >> 4 == 0xE:
         if bytes(jpeg[start + 4 : start + 10]) == b"Exif\0\0":
             with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
                 return picture.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
-        start += 2 + int.from_bytes(jpeg[start + 2 : start + 4])
+        start += 2 + (jpeg[start + 2] << 8 | jpeg[start + 3])
     return False
 
 
