@@ -1,0 +1,98 @@
+"""Running a script on a host through OpenSSH.
+
+Nothing of the script stands in an argument list: it goes over ssh's standard input, so that no
+shell reads it but the one that is to run it, and nobody finds a secret in `ps`. Not here: what the
+scripts do (``vlm.nodes.preflight``, ``vlm.nodes.supervise``).
+"""
+
+import shlex
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from vlm.nodes.hostfile import Host
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 10
+#: an unanswered connection counts as dead after ``ALIVE_S * ALIVE_COUNT``
+ALIVE_S, ALIVE_COUNT = 15, 4
+#: what ssh itself returns when it could not connect, or lost the connection
+SSH_FAILED = 255
+#: characters of an answer that are kept
+MAX_ANSWER = 4 * 2**20
+#: RunPod writes a container's variables there and sources them for people who log in only
+PROVIDER_ENV = "/etc/rp_environment"
+
+
+class Answer(NamedTuple):
+    """``code`` None: it did not end in time."""
+
+    code: int | None
+    stdout: str
+    stderr: str
+
+
+def command(host: Host, known_hosts: Path | None = None) -> list[str]:
+    """What starts ``bash -s`` on a host; it reads its script from standard input.
+
+    Args:
+        known_hosts: in place of the user's file of host keys.
+    """
+    options = {
+        "BatchMode": "yes",  # asks nobody for a password
+        "ConnectTimeout": CONNECT_TIMEOUT_S,
+        "ServerAliveInterval": ALIVE_S,
+        "ServerAliveCountMax": ALIVE_COUNT,
+        # the first key of a host is believed, another one later is not
+        "StrictHostKeyChecking": "accept-new",
+        "LogLevel": "ERROR",
+    }
+    if known_hosts is not None:
+        options["UserKnownHostsFile"] = str(known_hosts)
+    argv = ["ssh", "-T", *(f"-o{name}={value}" for name, value in options.items())]
+    argv += ["-p", str(host.port)]
+    if host.user:
+        argv += ["-l", host.user]
+    if host.key:
+        argv += ["-i", str(Path(host.key).expanduser())]
+    return [*argv, "--", host.name, "exec bash -s"]
+
+
+def script(
+    argv: Sequence[str], folder: Path | None = None, env: Mapping[str, str] | None = None
+) -> str:
+    """Shell text that runs ``argv`` in ``folder`` with ``env``; every value arrives unchanged.
+
+    What ``argv`` then finds on its standard input is what follows the script.
+    """
+    lines = [f"if [ -r {PROVIDER_ENV} ]; then . {PROVIDER_ENV}; fi"]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in (env or {}).items()]
+    if folder is not None:
+        lines.append(f"cd -- {shlex.quote(str(folder))} || exit 1")
+    lines.append(f"exec {shlex.join(argv)}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def run(host: Host, text: str, *, timeout_s: float, known_hosts: Path | None = None) -> Answer:
+    """Runs shell text on a host and waits for it; never raises for what happens there."""
+    try:
+        done = subprocess.run(
+            command(host, known_hosts),
+            input=text.encode(),
+            capture_output=True,
+            timeout=timeout_s,
+            start_new_session=True,  # Ctrl-C is for the launcher, not for its connections
+        )
+    except subprocess.TimeoutExpired:
+        return Answer(None, "", f"no answer within {timeout_s:g} s")
+    out, err = (b[:MAX_ANSWER].decode("utf-8", "replace") for b in (done.stdout, done.stderr))
+    return Answer(done.returncode, out, err)
+
+
+def on_all(hosts: Sequence[Host], action: Callable[[Host], T]) -> list[T]:
+    """``action`` of every host, at once; in the order of the hosts."""
+    with ThreadPoolExecutor(min(len(hosts), 64)) as threads:
+        return list(threads.map(action, hosts))
