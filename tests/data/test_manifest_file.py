@@ -14,7 +14,7 @@ from vlm.errors import DataError
 
 def header(num_samples: int = 1) -> Header:
     return Header(
-        version=2,
+        version=3,
         tokenizer=Tokenizer(name="t", sha256="0"),
         vision=Vision(size=None, fps=1.0, max_frames=64),
         shards=[Shard(path="a.tar", bytes=1, sha256="0", num_samples=num_samples)],
@@ -61,7 +61,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert table["shard"].to_pylist() == [0, 0, 0, 1, 1]
     expected = pa.Table.from_batches([first, second])
     assert table.drop_columns(["shard"]).equals(expected)
-    assert json.loads(pq.read_schema(output).metadata[b"saccade"])["version"] == 2
+    assert json.loads(pq.read_schema(output).metadata[b"saccade"])["version"] == 3
 
 
 @pytest.mark.parametrize("random_keys", [False, True])

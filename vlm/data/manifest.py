@@ -103,7 +103,7 @@ class Manifest:
         return self._keys.take(pa.array(rows)).to_pylist()
 
     def content_hash(self, rows: Sequence[int] | np.ndarray) -> list[bytes]:
-        """16 bytes for each row: blake2b of the sample's members in their order."""
+        """16 bytes for each row: XXH3 of the sample's members in their order."""
         return self._content_hashes.take(pa.array(rows)).to_pylist()
 
     @functools.cached_property

@@ -17,7 +17,7 @@ from vlm.data import schema, shards
 from vlm.data.rows import ROW_SCHEMA
 from vlm.errors import DataError
 
-VERSION: Final = 2
+VERSION: Final = 3
 METADATA_KEY = "saccade"
 ARROW_SCHEMA = ROW_SCHEMA.insert(1, pa.field("shard", pa.uint32()))
 PLANNING_COLUMNS = (
@@ -67,7 +67,7 @@ class Source(_Strict):
 
 
 class Header(_Strict):
-    version: Literal[2]
+    version: Literal[3]
     tokenizer: Tokenizer
     vision: Vision
     shards: list[Shard]
