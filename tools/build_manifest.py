@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
             sampling=Sampling(args.fps, args.max_frames),
             default_source=args.source,
             max_rejected_frac=args.max_rejected_frac,
+            location=args.location,
         )
     for message in summary.rejected[:MAX_SHOWN]:
         sys.stderr.write(f"left out: {errors.one_line(errors.SampleError(message))}\n")
@@ -115,6 +116,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         default=manifest.MAX_REJECTED_FRAC,
         metavar="FRAC",
         help="share of samples that may be left out (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--location",
+        metavar="URL",
+        help="folder at s3://, hf:// or http(s):// that training reads the shards from "
+        "(default: where they are)",
     )
     return parser.parse_args(argv)
 

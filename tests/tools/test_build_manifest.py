@@ -51,6 +51,27 @@ def test_shards_of_other_tools(tmp_path: Path) -> None:
     assert "left out: " in result.stderr and "2.jpg" in result.stderr
 
 
+def test_shards_that_are_uploaded_afterwards(tmp_path: Path) -> None:
+    tokenizer_path = tmp_path / "tokenizer"
+    train_tokenizer(["red"], tokenizer_path, 300, "<|image|>")
+    helpers.write_shards(tmp_path / "s", [2, 1], per_shard=1)
+    helpers.write_shards(tmp_path / "t", [1], per_shard=1)
+    command = [tmp_path / "s", "--tokenizer", tokenizer_path, "--workers", 1, "--output"]
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert run_tool("build_manifest", *command, here).returncode == 0
+    result = run_tool("build_manifest", *command, there, "--location", "s3://bucket/x/")
+    assert result.returncode == 0, result.stderr
+    local, remote = manifest.load(here), manifest.load(there)
+    assert [shard.location for shard in remote.shards] == [
+        f"s3://bucket/x/{Path(shard.location).name}" for shard in local.shards
+    ]
+    assert remote.fingerprint == local.fingerprint, "a plan does not ask where shards lie"
+    result = run_tool("build_manifest", *command, there, "--location", "ftp://bucket")
+    assert "expected a local path or one of s3://" in error_line(result)
+    double = run_tool("build_manifest", tmp_path / "t", *command, there, "--location", "s3://b")
+    assert "two shards named" in error_line(double)
+
+
 def test_a_mistake_is_one_line_and_writes_nothing(tmp_path: Path) -> None:
     (path,) = helpers.write_shards(tmp_path / "s", [1])
     output = tmp_path / "m.parquet"

@@ -147,6 +147,7 @@ def build(
     sampling: Sampling = DEFAULT_SAMPLING,
     default_source: str = DEFAULT_SOURCE,
     max_rejected_frac: float = MAX_REJECTED_FRAC,
+    location: str | None = None,
 ) -> Summary:
     """Writes the manifest of ``shard_paths``, in their order, to ``output``.
 
@@ -159,6 +160,7 @@ def build(
         sampling: Which frames of video files are taken.
         default_source: Source of samples that name none.
         max_rejected_frac: Share of samples that may be left out.
+        location: URL of the folder that the shards will be read from, if not from where they are.
 
     Raises:
         DataError: a damaged, empty or foreign shard, or too many unusable samples. No manifest is
@@ -174,9 +176,11 @@ def build(
             f"fps {sampling.fps} and max_frames {sampling.max_frames}: expected more than 0 and at "
             f"most 1000, and 1 to {MAX_FRAMES}"
         )
+    if location is not None:
+        location = _check_location(location, shard_paths)
     chat.load_tokenizer(tokenizer_path, image_token)
     options = Options(str(tokenizer_path), image_token, size, sampling, default_source)
-    tally = Tally(output, options, chat.tokenizer_fingerprint(tokenizer_path))
+    tally = Tally(output, options, chat.tokenizer_fingerprint(tokenizer_path), location)
     tasks = tally.tasks(shard_paths)
     with manifest_file.open_writer(output) as writer:
         for task, made in zip(tasks, ordered_map(parts.make, tasks, workers), strict=True):
@@ -189,6 +193,17 @@ def build(
         writer.close(tally.header())
     parts.prune(parts.folder_of(output), {task.part for task in tasks})
     return tally.summary()
+
+
+def _check_location(location: str, shard_paths: Sequence[Path]) -> str:
+    remote.check_scheme(location)
+    names = [path.name for path in shard_paths]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(
+            f"two shards named {twice[0]} cannot both lie at {remote.display(location)}; build a "
+            "manifest for each folder"
+        )
+    return location.rstrip("/")
 
 
 def load(path: Path) -> Manifest:

@@ -53,6 +53,8 @@ class Tally:
     output: Path
     options: Options
     tokenizer_sha256: str
+    #: URL of the folder that the shards will be read from; None: where they are
+    location: str | None = None
     num_read: int = 0
     shards: list[Shard] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
@@ -87,7 +89,7 @@ class Tally:
         self.num_read += is_new
         self.shards.append(
             Shard(
-                path=self._relative(path),
+                path=self._location(path),
                 bytes=rows.num_bytes,
                 sha256=rows.sha256,
                 num_samples=len(batch),
@@ -143,6 +145,9 @@ class Tally:
             forms=header.forms,
             sources=header.sources,
         )
+
+    def _location(self, path: Path) -> str:
+        return f"{self.location}/{path.name}" if self.location else self._relative(path)
 
     def _relative(self, path: Path) -> str:
         return os.path.relpath(os.path.abspath(path), os.path.abspath(self.output.parent))

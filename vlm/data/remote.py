@@ -159,11 +159,17 @@ def list_tars(location: str, timeout_s: float) -> list[str]:
     return [name if is_remote(name) else folder.filesystem.unstrip_protocol(name) for name in found]
 
 
-def _scheme(location: str) -> str:
+def check_scheme(location: str) -> str:
+    """The scheme of a URL, one that shards are read from; else ConfigError."""
     scheme = urlsplit(location).scheme
     if scheme not in _PACKAGES:
         known = ", ".join(f"{name}://" for name in _PACKAGES)
         raise ConfigError(f"shard {display(location)}: expected a local path or one of {known}")
+    return scheme
+
+
+def _scheme(location: str) -> str:
+    scheme = check_scheme(location)
     package, remedy = _PACKAGES[scheme]
     if importlib.util.find_spec(package) is None:
         raise ConfigError(f"shard {display(location)}: needs the package {package}; {remedy}")
