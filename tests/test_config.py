@@ -73,6 +73,7 @@ def test_a_recipe_is_frozen(tmp_path: Path) -> None:
         ),
         ("model.connector.fine_loss=last", "model.connector.fine_loss: Input should be 'final', "),
         ("model.family=clip", "model.family: Input should be 'foveated'"),
+        ("model.family=blind", "model: Value error, family blind has no vision and no connector"),
         ("train.step=1", "train.step: unknown key; did you mean steps?"),
         ("optim.lr.conector=1e-3", "optim.lr.conector: unknown key; did you mean connector?"),
         ("model.vision.pretraned=a", "model.vision.pretraned: unknown key; did you mean"),
@@ -234,3 +235,11 @@ def test_every_recipe_loads_and_reads_back(path: Path, tmp_path: Path) -> None:
     recipe = config.load(path)
     assert recipe.name == path.stem
     assert config.load(write(tmp_path, config.to_yaml(recipe))) == recipe
+
+
+def test_the_connector_has_the_keys_of_its_family(tmp_path: Path) -> None:
+    recipe = load(tmp_path, "model.family=multi_token", "model.connector.tokens_per_frame=49")
+    assert recipe.model.connector.tokens_per_frame == 49
+    assert config.load(write(tmp_path, config.to_yaml(recipe))) == recipe
+    wrong = refusal(tmp_path, "model.family=multi_token", "model.connector.query_dim=8")
+    assert "model.connector.query_dim: unknown key; known here: tokens_per_frame, red" in wrong

@@ -69,9 +69,34 @@ class FoveationConfig(Strict):
         return 1
 
 
-Family = Literal["foveated"]
-ConnectorConfig = FoveationConfig
-CONNECTORS: dict[str, type[ConnectorConfig]] = {"foveated": FoveationConfig}
+class PoolingConfig(Strict):
+    """A fixed grid of tokens for every frame (family `multi_token`)."""
+
+    #: the square of the grid's side
+    tokens_per_frame: Literal[1, 4, 9, 16, 25, 36, 49, 64] = 16
+    #: `pool` averages patches and projects them; `pixel_shuffle` lays them side by side for an MLP
+    reduction: Literal["pool", "pixel_shuffle"] = "pool"
+    #: patches on a side of one token of `pixel_shuffle`
+    shuffle: int = Field(4, gt=0, le=16)
+    #: multiplies visual tokens; about the std of the language model's embeddings
+    visual_scale: float = Field(0.14, gt=0)
+
+
+class BlindConfig(Strict):
+    """No place for frames in the text (family `blind`)."""
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return 0
+
+
+Family = Literal["foveated", "multi_token", "blind"]
+ConnectorConfig = FoveationConfig | PoolingConfig | BlindConfig
+CONNECTORS: dict[str, type[ConnectorConfig]] = {
+    "foveated": FoveationConfig,
+    "multi_token": PoolingConfig,
+    "blind": BlindConfig,
+}
 
 
 def _of_family(found: Any, info: ValidationInfo) -> Any:
@@ -103,3 +128,13 @@ class ModelConfig(Strict):
     freeze: Annotated[
         dict[Component, Annotated[int, Field(gt=0)] | None], BeforeValidator(_frozen_for_good)
     ] = {}
+
+    @model_validator(mode="after")
+    def _has_what_trains(self) -> "ModelConfig":
+        missing = sorted({"vision", "connector"} - {k for k, v in self.freeze.items() if v is None})
+        if self.family == "blind" and missing:
+            raise ValueError(
+                f"family blind has no vision and no connector; name {' and '.join(missing)} in "
+                "`freeze`"
+            )
+        return self

@@ -69,6 +69,27 @@ def test_a_policy_is_the_recipe() -> None:
     }
 
 
+def test_frames_cost_the_tokens_of_their_connector(found: Catalog) -> None:
+    lengths = {}
+    for per_frame, family, connector in (
+        (1, "foveated", {}),
+        (16, "multi_token", {}),
+        (49, "multi_token", {"tokens_per_frame": 49}),
+        (0, "blind", {}),
+    ):
+        recipe = make_recipe(budget=3000)
+        values = {"family": family, "connector": connector, "freeze": ["vision", "connector"]}
+        model = type(recipe.model).model_validate(recipe.model.model_dump() | values)
+        plan = make_plan(found, recipe.model_copy(update={"model": model}))
+        assert plan.policy.tokens_per_frame == per_frame
+        step = next(plan.steps()).step
+        lengths[per_frame] = [(b.num_tokens, b.num_frames, b.rows) for b in step]
+    for per_frame, batches in lengths.items():
+        for num_tokens, num_frames, rows in batches:
+            text = int(found.num_tokens[rows].sum())
+            assert num_tokens == text + per_frame * num_frames
+
+
 def test_a_seed_that_does_not_fit_is_refused() -> None:
     recipe = make_recipe().model_copy(update={"seed": 1 << 64})
     with pytest.raises(ConfigError, match="seed=18446744073709551616"):

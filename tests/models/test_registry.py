@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from tests.models.tiny import (
     make_model,
     make_tower,
 )
-from vlm.config_model import ModelConfig
+from vlm.config_model import CONNECTORS, Family, ModelConfig
 from vlm.errors import CheckpointError, ConfigError, one_line
 from vlm.models import registry
 from vlm.models.foveated import MODES, FoveatedModel
@@ -164,6 +164,30 @@ def test_options_of_the_looks_reach_the_tower() -> None:
         assert options.items() <= model.config.connector.items()
         losses.add(float(model(batch).loss_sum.detach()))
     assert len(losses) == 4
+
+
+@pytest.mark.parametrize(
+    ("family", "connector", "per_frame", "parts"),
+    [
+        ("multi_token", {"tokens_per_frame": 4}, 4, {"vision", "language", "connector"}),
+        ("blind", {}, 0, {"language"}),
+    ],
+)
+def test_baselines_are_families_of_a_recipe(
+    family: str, connector: dict[str, Any], per_frame: int, parts: set[str]
+) -> None:
+    freeze = [] if "vision" in parts else ["vision", "connector"]
+    config = recipe(family=family, connector=connector, freeze=freeze)
+    assert config.connector.tokens_per_frame == per_frame
+    model = registry.build(config, VOCAB, 0)
+    assert {name for name, _ in model.named_children()} == parts
+    batch = make_batch([(3, 5), (0, 4)], per_frame=per_frame)
+    assert batch.has_frames == (per_frame > 0)
+    assert model(batch).loss_sum.isfinite()
+
+
+def test_every_family_of_a_recipe_can_be_built() -> None:
+    assert registry.FAMILIES.keys() == CONNECTORS.keys() == set(get_args(Family))
 
 
 def test_building_leaves_the_recipe_alone() -> None:

@@ -4,6 +4,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from vlm.batch import Batch, build_batch
+from vlm.models.baselines import BlindConfig, BlindModel, MultiTokenConfig, MultiTokenModel
 from vlm.models.foveated import FoveatedConfig, FoveatedModel
 
 IMAGE = 3
@@ -67,24 +68,42 @@ def make_model(seed: int = 0, **connector) -> FoveatedModel:
     return FoveatedModel(make_config(**connector)).double().eval()
 
 
-def make_batch(samples: list[tuple[int, int]], seed: int = 0, before: int = 0) -> Batch:
-    """A batch of (frames, text tokens) samples; ``before`` text tokens stand before the frames."""
+def make_baseline(seed: int = 0, **connector) -> MultiTokenModel | BlindModel:
+    """``multi_token`` with these keys of the connector, ``blind`` without any; in float64."""
+    torch.manual_seed(seed)
+    if not connector:
+        return BlindModel(BlindConfig(language_config=LANGUAGE)).double().eval()
+    connector = {"reduction": "pool", "shuffle": 2, "visual_scale": 0.5} | connector
+    config = MultiTokenConfig(vision_config=VISION, language_config=LANGUAGE, connector=connector)
+    return MultiTokenModel(config).double().eval()
+
+
+def make_batch(
+    samples: list[tuple[int, int]], seed: int = 0, before: int = 0, per_frame: int = 1, size=SIZE
+) -> Batch:
+    """A batch of (frames, text tokens) samples.
+
+    Args:
+        before: text tokens before the frames.
+        per_frame: placeholders of a frame.
+        size: of frames, px.
+    """
     generator = torch.Generator().manual_seed(seed)
     ids, labels = [], []
     for num_frames, num_text in samples:
         text = torch.randint(4, VOCAB, (num_text,), generator=generator).tolist()
         learned = [t if i % 3 else -100 for i, t in enumerate(text, start=1)]
-        ids.append(text[:before] + [IMAGE] * num_frames + text[before:])
-        labels.append(learned[:before] + [-100] * num_frames + learned[before:])
+        ids.append(text[:before] + [IMAGE] * (num_frames * per_frame) + text[before:])
+        labels.append(learned[:before] + [-100] * (num_frames * per_frame) + learned[before:])
     total = sum(frames for frames, _ in samples)
-    pixels = torch.randint(0, 256, (max(1, total), 3, SIZE, SIZE), generator=generator)
+    pixels = torch.randint(0, 256, (max(1, total), 3, size, size), generator=generator)
     return build_batch(
         frames=pixels.to(torch.uint8),
         frame_counts=[frames for frames, _ in samples],
         input_ids=ids,
         labels=labels,
         image_token_id=IMAGE,
-        tokens_per_frame=1,
+        tokens_per_frame=per_frame,
         keys=[f"k{i}" for i in range(len(samples))],
         kind="video" if total else "text",
     )

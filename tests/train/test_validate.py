@@ -29,7 +29,7 @@ class Engine:
 
 
 def loaded(seed: int) -> LoadedStep:
-    return LoadedStep(Position(), 0, engines.micro_batches(seed), ())
+    return LoadedStep(Position(), 0, engines.micro_batches(seed), (), ())
 
 
 @pytest.mark.parametrize("coarse_weight", [0.0, 0.5])

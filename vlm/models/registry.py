@@ -15,12 +15,17 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from vlm.config_model import ModelConfig, PartConfig, VisionConfig
+from vlm.config_model import FoveationConfig, ModelConfig, PartConfig, VisionConfig
 from vlm.errors import CheckpointError, ConfigError
+from vlm.models.baselines import BlindModel, MultiTokenModel
 from vlm.models.foveated import FoveatedModel
 from vlm.models.vision import QUERYABLE
 
-FAMILIES: dict[str, Any] = {"foveated": FoveatedModel}
+FAMILIES: dict[str, Any] = {
+    "foveated": FoveatedModel,
+    "multi_token": MultiTokenModel,
+    "blind": BlindModel,
+}
 #: what transformers raises when a config cannot be built: it checks little before it computes
 BUILD_ERRORS = (
     ValueError,
@@ -60,9 +65,7 @@ def build(config: ModelConfig, vocab_size: int, seed: int) -> Any:
         ConfigError: no such part, or parts that do not fit each other.
     """
     torch.manual_seed(seed)
-    vision = part_config(config.vision, "vision")
     language = part_config(config.language, "language")
-    _check_vision(config.vision, vision)
     if language.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ConfigError(
             f"model.language: found model_type {language.model_type!r}, which is no causal "
@@ -72,21 +75,23 @@ def build(config: ModelConfig, vocab_size: int, seed: int) -> Any:
         language.vocab_size = vocab_size  # the class's default is some other tokenizer's
     if config.language.pretrained is None or _is_meta():
         language.vocab_size = max(language.vocab_size, vocab_size)
-    tower = _part(config.vision, vision, AutoModel, "vision")
+    tower = None if config.family == "blind" else _tower(config.vision)
     lm = _part(config.language, language, AutoModelForCausalLM, "language")
     if lm.get_input_embeddings().num_embeddings < vocab_size:
         lm.resize_token_embeddings(vocab_size)
-    if config.vision.position_std is not None:
+    if tower is not None and config.vision.position_std is not None:
         nn.init.normal_(tower.embeddings.position_embeddings, std=config.vision.position_std)
     family = FAMILIES[config.family]
     family_config = family.config_class(
-        vision_config=tower.config.to_dict(),
+        vision_config={} if tower is None else tower.config.to_dict(),
         language_config=lm.config.to_dict(),
         connector=config.connector.model_dump(exclude={"gradient_checkpointing"}),
     )
     model = family(family_config, tower, lm)
-    model.vision.gradient_checkpointing = config.vision.gradient_checkpointing
-    model.connector.gradient_checkpointing = config.connector.gradient_checkpointing
+    if tower is not None:
+        model.vision.gradient_checkpointing = config.vision.gradient_checkpointing
+    if isinstance(config.connector, FoveationConfig):
+        model.connector.gradient_checkpointing = config.connector.gradient_checkpointing
     if config.language.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     return model
@@ -139,6 +144,12 @@ def part_config(part: PartConfig, name: str) -> PreTrainedConfig:
             + ", ".join(_suggest(key, known) for key in unknown)
         )
     return config
+
+
+def _tower(part: VisionConfig) -> Any:
+    config = part_config(part, "vision")
+    _check_vision(part, config)
+    return _part(part, config, AutoModel, "vision")
 
 
 def _suggest(key: str, known: dict[str, Any]) -> str:

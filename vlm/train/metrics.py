@@ -53,6 +53,7 @@ COLUMNS = (
     "attention_entropy",
     "eval_loss",
     "eval_loss_fine",
+    "eval_loss_fine_first",
     "eval_loss_coarse",
     "eval_loss_ratio",
     "checkpoint_stall_s",  # for which training stood still

@@ -1,5 +1,6 @@
 """Held-out loss during training: every rank its share, weighted by tokens."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,17 +12,16 @@ from vlm.engine.step import eval_step
 def validate(engine: Any, steps: Iterable[LoadedStep]) -> dict[str, float]:
     """Losses per learned token over ``steps``, of which each rank runs its share."""
     engine.eval()
-    sums = {"loss": 0.0, "fine": 0.0, "coarse": 0.0}
+    sums: Counter[str] = Counter()
     tokens = 0
     for loaded in steps:
         found, num_tokens = eval_step(engine, loaded.batches)
-        sums = {name: sums[name] + found[name] for name in sums}
+        sums.update(found)
         tokens += num_tokens
     engine.train()
-    loss, fine, coarse, total = dist.all_reduce([*sums.values(), float(tokens)], engine.device)
-    return {
-        "eval_loss": loss / total,
-        "eval_loss_fine": fine / total,
-        "eval_loss_coarse": coarse / total,
-        "eval_loss_ratio": coarse / fine,
-    }
+    *totals, total = dist.all_reduce([*sums.values(), float(tokens)], engine.device)
+    means = {name: value / total for name, value in zip(sums, totals, strict=True)}
+    row = {f"eval_loss_{k}" if k != "loss" else "eval_loss": mean for k, mean in means.items()}
+    if {"fine", "coarse"} <= means.keys():
+        row["eval_loss_ratio"] = means["coarse"] / means["fine"]
+    return row

@@ -1,0 +1,106 @@
+"""The baselines that foveation is judged against, on the same data and schedule.
+
+``multi_token`` gives every frame a fixed grid of tokens, read once; ``blind`` reads the text alone.
+Nothing here chooses where to look.
+
+Legend: N tokens, F frames, S samples, L longest sample, H language width.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from vlm.batch import Batch
+from vlm.models import generate
+from vlm.models.family import FamilyConfig, Output, random_lm, random_tower
+from vlm.models.language import LanguageModel
+from vlm.models.pooling import Pooling
+from vlm.models.splice import fill
+from vlm.models.vision import VisionEncoder
+
+Mode = Literal["one_pass"]
+
+
+class MultiTokenConfig(FamilyConfig):
+    model_type = "saccade_multi_token"
+
+
+class BlindConfig(FamilyConfig):
+    model_type = "saccade_blind"
+
+
+class OnePass(PreTrainedModel):
+    """A language model that reads every sample once; ``embed`` says what it reads."""
+
+    base_model_prefix = ""
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    modes: tuple[Mode, ...] = ("one_pass",)
+    train_modes: tuple[Mode, ...] = ("one_pass",)
+    generate = generate.generate
+    language: LanguageModel
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The parts are initialised by their own classes."""
+
+    def embed(self, batch: Batch) -> Tensor:
+        """(N, H)."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, mode: Mode = "one_pass", measure_all: bool = False) -> Output:
+        """The loss of one micro-batch; there is no other mode, and nothing else to measure."""
+        return Output(self.language.loss_sum(self.language(self.embed(batch), batch), batch), {})
+
+    @torch.no_grad()
+    def losses_by_mode(self, batch: Batch) -> dict[str, Tensor]:
+        return {"one_pass": self(batch).loss_sum}
+
+    def prefill(self, batch: Batch, mode: Mode) -> tuple[Tensor, Any]:
+        """(S, L, H) hidden states of the samples and the cache behind them."""
+        return self.language.prefill(self.embed(batch), batch)
+
+
+class MultiTokenModel(OnePass):
+    """Vision tower, pooling and language model."""
+
+    config_class = MultiTokenConfig
+
+    def __init__(
+        self, config: MultiTokenConfig, tower: nn.Module | None = None, lm: nn.Module | None = None
+    ) -> None:
+        """``tower`` and ``lm`` are taken as they are; without them both start at random."""
+        super().__init__(config)
+        self.vision = VisionEncoder(tower or random_tower(config))
+        self.language = LanguageModel(lm or random_lm(config))
+        self.connector = Pooling(
+            vision_dim=self.vision.dim, language_dim=self.language.dim, **config.connector
+        )
+        self.post_init()
+
+    def embed(self, batch: Batch) -> Tensor:
+        last, _ = self.vision(batch.frames)
+        height, width = self.vision.grid(batch.frames)
+        patches = last[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
+        text = self.language.embed(batch.input_ids)
+        return fill(text, batch.frame_index, self.connector(patches))
+
+
+class BlindModel(OnePass):
+    """The language model alone; frames have no place in the text."""
+
+    config_class = BlindConfig
+
+    def __init__(
+        self, config: BlindConfig, tower: nn.Module | None = None, lm: nn.Module | None = None
+    ) -> None:
+        """``lm`` is taken as it is; without it, it starts at random. There is no tower."""
+        assert tower is None, tower
+        super().__init__(config)
+        self.language = LanguageModel(lm or random_lm(config))
+        self.post_init()
+
+    def embed(self, batch: Batch) -> Tensor:
+        assert not batch.has_frames, batch.keys
+        return self.language.embed(batch.input_ids)
