@@ -71,8 +71,8 @@ def main() -> None:
 Simulated = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
-def _plan(rows: Rows, batching: str, ranks: int, budget: int) -> str:
-    policy = Policy(
+def make_policy(batching: str, ranks: int, budget: int) -> Policy:
+    return Policy(
         seed=1,
         batching="packed" if batching == "packed" else "bucketed",
         micro_batches=ranks,
@@ -83,6 +83,10 @@ def _plan(rows: Rows, batching: str, ranks: int, budget: int) -> str:
         window=262_144,
         loss_on="answers",
     )
+
+
+def _plan(rows: Rows, batching: str, ranks: int, budget: int) -> str:
+    policy = make_policy(batching, ranks, budget)
     started = time.process_time()
     plan = Plan(rows, policy, ["synthetic"])
     open_s = time.process_time() - started
