@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from vlm.nodes.hostfile import Host
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 10
@@ -92,7 +93,7 @@ def run(host: Host, text: str, *, timeout_s: float, known_hosts: Path | None = N
     return Answer(done.returncode, out, err)
 
 
-def on_all(hosts: Sequence[Host], action: Callable[[Host], T]) -> list[T]:
-    """``action`` of every host, at once; in the order of the hosts."""
-    with ThreadPoolExecutor(min(len(hosts), 64)) as threads:
-        return list(threads.map(action, hosts))
+def on_all(items: Sequence[S], action: Callable[[S], T]) -> list[T]:
+    """``action`` of every host, or of what stands for it, at once; in their order."""
+    with ThreadPoolExecutor(len(items)) as threads:
+        return list(threads.map(action, items))

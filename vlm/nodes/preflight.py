@@ -1,0 +1,185 @@
+"""Looks at all hosts before a run: each by itself, then whether they reach each other.
+
+Not here: the verdicts (``vlm.nodes.verdict``), how fast they are (``vlm.nodes.exercise``).
+"""
+
+import json
+import secrets
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlm.errors import one_line
+from vlm.nodes import probe, ssh, verdict
+from vlm.nodes.hostfile import Host
+from vlm.nodes.verdict import Verdict, Wanted
+
+#: of one answer; starting torch on a cold disk takes minutes
+TIMEOUT_S = 300.0
+MEET_S = 30.0
+MAX_REASON = 300
+
+#: host, script -> answer
+Run = Callable[[Host, str], ssh.Answer]
+
+
+def look(
+    hosts: Sequence[Host],
+    run: Run,
+    *,
+    python: str,
+    folder: Path,
+    wanted: Wanted,
+    files: Mapping[str, int],
+    port: int,
+) -> list[Verdict]:
+    """Verdicts on all hosts, in their order.
+
+    Args:
+        python: the interpreter on each host.
+        folder: the checkout on each host.
+        files: bytes of files that must be there.
+        port: where the first host will listen.
+    """
+    request = {
+        "what": "facts",
+        "code": str(folder),
+        "paths": wanted.paths,
+        "files": list(files.items()),
+        "manifests": list(wanted.manifests),
+    }
+    ask = _Asking(run, python)
+    first = hosts[0]
+    verdicts = ssh.on_all(
+        hosts,
+        lambda host: _look_at(host, ask, {**request, "port": port if host is first else None}),
+    )
+    verdict.judge(verdicts, wanted)
+    if len(hosts) > 1 and not any(v.problems for v in verdicts):
+        _meet(verdicts, ask, port, Path(wanted.paths[0]))
+    return verdicts
+
+
+class _Asking:
+    """Sends the probe to a host and reads its answer."""
+
+    def __init__(self, run: Run, python: str) -> None:
+        self._run, self._python = run, python
+        self._source = Path(probe.__file__).read_text(encoding="utf-8")
+
+    def __call__(self, host: Host, request: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+        """The answer, or why there is none."""
+        text = ssh.script([self._python, "-"])
+        text += f"{self._source}\n\nmain({dict(request)!r})\n"
+        answer = self._run(host, text)
+        if answer.code == 0:
+            try:
+                return json.loads(answer.stdout.splitlines()[-1]), ""
+            except (ValueError, IndexError):
+                return {}, "its answer cannot be read; does its login script print something?"
+        said = one_line(Exception(answer.stderr.strip().rpartition("\n")[2]))[:MAX_REASON]
+        if answer.code == ssh.SSH_FAILED:
+            return {}, f"ssh: {said or 'the connection was lost'}"
+        if answer.code is None:
+            return {}, said
+        return {}, f"{self._python} ended with {answer.code}: {said}"
+
+
+def _look_at(host: Host, ask: _Asking, request: Mapping[str, Any]) -> Verdict:
+    before = time.time()
+    facts, fault = ask(host, request)
+    after = time.time()
+    found = Verdict(host, facts=facts)
+    if fault:
+        found.problems.append(fault)
+        return found
+    # it looked at its clock at some moment in between
+    facts["skew_s"] = min(0.0, facts["time"] - before) + max(0.0, facts["time"] - after)
+    try:
+        address = socket.gethostbyname(host.addr or host.name)
+    except OSError as error:
+        found.problems.append(f"{host.addr or host.name}: {error.strerror}")
+        return found
+    facts["address"] = address
+    found.iface, found.why_iface = verdict.choose_interface(host, address, facts["interfaces"])
+    if found.iface is None:
+        found.problems.append(found.why_iface)
+    return found
+
+
+def _meet(verdicts: Sequence[Verdict], ask: _Asking, port: int, folder: Path) -> None:
+    """Every host connects to the first, and looks for a file that the first has made."""
+    request = {
+        "what": "meet",
+        "address": verdicts[0].facts["address"],
+        "port": port,
+        "folder": str(folder),
+        "token": secrets.token_hex(8),
+        "peers": len(verdicts) - 1,
+        "wait_s": MEET_S,
+    }
+
+    def meet(found: Verdict) -> None:
+        first = found is verdicts[0]
+        answer, fault = ask(found.host, {**request, "listen": port if first else None})
+        fault = fault or answer["fault"]
+        if fault and first:
+            found.warnings.append(f"listened on port {port}: {fault}")
+        elif fault:
+            found.problems.append(f"cannot reach {request['address']} port {port}: {fault}")
+        if answer and not answer["shared"]:
+            found.problems.append(
+                f"{folder} is not shared with {verdicts[0].host.name}; checkpoints need one folder "
+                "that all hosts see"
+            )
+
+    ssh.on_all(verdicts, meet)
+
+
+def exercise(
+    verdicts: Sequence[Verdict],
+    run: Run,
+    *,
+    python: str,
+    folder: Path,
+    port: int,
+    cpu: bool,
+) -> float | None:
+    """All ranks compute and exchange tensors; says which hosts are slow.
+
+    Returns:
+        Bus bandwidth of an all-reduce over all ranks in Gbit/s; None where it failed, which stands
+        in the verdicts then.
+    """
+    master = verdicts[0].facts["address"]
+
+    def start(rank: int) -> ssh.Answer:
+        found = verdicts[rank]
+        env = communication_env(found.iface) | {"OMP_NUM_THREADS": "1"}
+        argv = [python, "-m", "torch.distributed.run", f"--nnodes={len(verdicts)}"]
+        argv += [f"--node_rank={rank}", f"--nproc_per_node={found.host.slots}"]
+        argv += [f"--master_addr={master}", f"--master_port={port}"]
+        argv += ["-m", "vlm.nodes.exercise", *(["--cpu"] if cpu else [])]
+        return run(found.host, ssh.script(argv, folder, env))
+
+    answers = ssh.on_all(range(len(verdicts)), start)
+    for found, answer in zip(verdicts, answers, strict=True):
+        if answer.code != 0:
+            said = one_line(Exception(answer.stderr.strip().rpartition("\n")[2]))[:MAX_REASON]
+            found.problems.append(f"all-reduce over all ranks failed: {said}")
+    if any(answer.code != 0 for answer in answers):
+        return None
+    measured = json.loads(answers[0].stdout.splitlines()[-1])
+    for found, gbit, tflops in zip(verdicts, measured["gbit"], measured["tflops"], strict=True):
+        found.gbit, found.tflops = gbit, tflops
+    verdict.judge_speed(verdicts)
+    return measured["all_reduce_gbit"]
+
+
+def communication_env(iface: str | None) -> dict[str, str]:
+    """What NCCL and gloo have to be told."""
+    if iface is None:
+        return {}
+    return {"NCCL_SOCKET_IFNAME": iface, "GLOO_SOCKET_IFNAME": iface}
