@@ -2,6 +2,7 @@
 
 import functools
 import signal
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from vlm.ckpt.engine_state import (
 from vlm.ckpt.pieces import base_optimizer
 from vlm.config import Recipe
 from vlm.data.plan import Position
-from vlm.engine.step import train_step
+from vlm.engine.step import StepResult, read, train_step
 from vlm.errors import CheckpointError
 from vlm.train import loop
 from vlm.train.preempt import Preemption
@@ -133,6 +134,56 @@ def test_every_bit_moves_between_stages_and_ranks(stages: tuple[int, int], tmp_p
         assert torch.equal(tensor, second[key]), key
     # two of six steps done, the third of the warm-up's two is the peak
     assert set(rates) == {2e-3, 3e-3}
+
+
+def third_step_twice(
+    recipe: Recipe, stage: int | str, precision: str, folder: Path
+) -> tuple[StepResult, StepResult]:
+    """After two steps: the next one, and the same one in a fresh engine that loads them."""
+    config = helpers.resolved(stage, dist.world_size())
+    if precision != "fp32":
+        config[precision] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "bf16" if stage == 1 else "fp32"}
+
+    def run() -> loop.Run:
+        found = loop.build_run(recipe, config, runs.machine(), Preemption())
+        found.engine.train()
+        return found
+
+    def step(engine: Any) -> StepResult:
+        torch.manual_seed(7)  # of dropout
+        return read(train_step(engine, batches[2]))
+
+    first = run()
+    with closing(first.steps(first.train, Position())) as steps:
+        batches = [next(steps).batches for _ in range(3)]
+    for index in range(2):
+        train_step(first.engine, batches[index])
+    write_pieces(first.engine, folder)
+    found = counters(first.engine)
+    expected = step(first.engine)
+    second = run().engine
+    load_pieces(second, [folder / state_file(rank) for rank in range(dist.world_size())])
+    set_counters(second, found)
+    return expected, step(second)
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [
+        (1, "bf16"),
+        (2, "bf16"),
+        (3, "bf16"),
+        ("2_offload", "fp32"),
+        ("3_offload", "fp32"),
+    ],
+)
+def test_every_precision_and_offload_goes_on_bit_for_bit(
+    stage: int | str, precision: str, tmp_path: Path
+) -> None:
+    recipe = helpers.recipe(runs.new_folder())
+    for expected, found in ranks(2).run(third_step_twice, recipe, stage, precision, tmp_path):
+        assert found == expected
 
 
 def refusal(recipe: Recipe, folder: Path, num: int) -> str:

@@ -41,7 +41,7 @@ PLACES: dict[str, tuple[Any, str, int]] = {
 }
 #: only this rank is there
 MAIN = ("before they are complete", "before latest is moved", "before old ones are removed")
-KILLS = 6
+KILLS = 5
 
 
 class Kill(NamedTuple):

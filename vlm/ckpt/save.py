@@ -61,6 +61,8 @@ MODEL = "model"
 MAX_FAILURES = 3
 #: seconds between looks for the other ranks' copies
 LOOK_S = 0.1
+#: seconds for which a run that failed waits for the other ranks' copies
+PATIENCE_S = 60.0
 
 
 def rank_file(rank: int) -> str:
@@ -158,9 +160,12 @@ class Saver:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None:  # another rank may never finish its copy
-            self._give_up.set()
+        # what other ranks copy is worth waiting for, but after an error one may never finish
+        patience = threading.Timer(PATIENCE_S, self._give_up.set)
+        if error is not None:
+            patience.start()
         self._threads.shutdown()
+        patience.cancel()
 
     def _save(self, state: TrainState, about: dict[str, Any]) -> int:
         name = folder_name(state.step)
