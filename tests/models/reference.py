@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tests.models.tiny import IMAGE
-from vlm.batch import Batch
+from vlm.batch import Batch, build_batch
 from vlm.models.foveated import FoveatedModel, Mode
 
 
@@ -13,6 +13,22 @@ def sample(batch: Batch, index: int) -> tuple[Tensor, Tensor, Tensor]:
     a, b = batch.cu_seqlens[index], batch.cu_seqlens[index + 1]
     first, last = batch.cu_frames[index], batch.cu_frames[index + 1]
     return batch.frames[first:last], batch.input_ids[a:b], batch.labels[a:b]
+
+
+def single(batch: Batch, index: int, per_frame: int = 1) -> Batch:
+    """One sample as a batch of its own, with a blank frame if it has none."""
+    frames, ids, labels = sample(batch, index)
+    count = len(frames)
+    return build_batch(
+        frames=frames if count else torch.zeros_like(batch.frames[:1]),
+        frame_counts=[count],
+        input_ids=[ids.tolist()],
+        labels=[labels.tolist()],
+        image_token_id=IMAGE,
+        tokens_per_frame=per_frame,
+        keys=["alone"],
+        kind="video" if count else "text",
+    )
 
 
 def plain_hidden(model: FoveatedModel, frames: Tensor, ids: Tensor, queries: Tensor) -> Tensor:

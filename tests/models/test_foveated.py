@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.models.reference import plain_hidden, plain_queries, sample
-from tests.models.tiny import IMAGE, make_batch, make_config, make_model
-from vlm.batch import Batch, build_batch
+from tests.models.reference import plain_hidden, plain_queries, sample, single
+from tests.models.tiny import make_batch, make_config, make_model
+from vlm.batch import Batch
 from vlm.models.foveated import MODES, FoveatedModel, Mode, first_frames
 
 SAMPLES = [(3, 7), (1, 12), (6, 4)]
@@ -124,20 +124,6 @@ def test_a_sample_does_not_feel_its_neighbours(mode: Mode) -> None:
     model, batch = make_model(), make_batch(SAMPLES)
     alone = [model(single(batch, i), mode=mode).loss_sum.double() for i in range(len(SAMPLES))]
     close(model(batch, mode=mode).loss_sum, torch.stack(alone).sum())
-
-
-def single(batch: Batch, index: int) -> Batch:
-    frames, ids, labels = sample(batch, index)
-    return build_batch(
-        frames=frames,
-        frame_counts=[len(frames)],
-        input_ids=[ids.tolist()],
-        labels=[labels.tolist()],
-        image_token_id=IMAGE,
-        tokens_per_frame=1,
-        keys=["alone"],
-        kind="video",
-    )
 
 
 @pytest.mark.parametrize("coarse_weight", [0.0, 0.5])
