@@ -231,6 +231,15 @@ def _render(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], 
         ) from None
 
 
+@functools.lru_cache(maxsize=1024)
+def _render_before(
+    tokenizer: PreTrainedTokenizerFast, messages: tuple[tuple[str, str], ...]
+) -> str:
+    """What stands before an answer. Kept, because data sets ask few questions of many clips."""
+    turns = [{"role": role, "content": content} for role, content in messages]
+    return _render(tokenizer, turns, add_generation_prompt=True)
+
+
 def _answer_spans(
     tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], text: str
 ) -> list[tuple[int, int]]:
@@ -239,7 +248,7 @@ def _answer_spans(
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = _render(tokenizer, messages[:i], add_generation_prompt=True)
+        before = _render_before(tokenizer, tuple((m["role"], m["content"]) for m in messages[:i]))
         last = i + 1 == len(messages)
         through = (text if last else _render(tokenizer, messages[: i + 1])).rstrip()
         if not text.startswith(before) or not text.startswith(through):

@@ -73,8 +73,8 @@ class Reader:
         return Range(shard.location, shard.sha256, offset, length)
 
     def _read(self, row: int, out: np.ndarray) -> Sample:
-        where = self._catalog.where(row)
         manifest, own = self._catalog.locate(row)
+        where = manifest.where(own)
         location, version, offset, length = self._range(row)
         buffer = self.storage.read(location, offset, length, version)
         if len(buffer) != length:
