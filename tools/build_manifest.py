@@ -7,6 +7,10 @@ Shards of other tools need the size that frames are brought to:
     python tools/build_manifest.py laion/ --tokenizer T --output laion.parquet --size 224 \
         --source laion
 
+Remote shards are read where they lie, and stay there:
+
+    python tools/build_manifest.py s3://bucket/shards --tokenizer T --output m.parquet
+
 Shards that have not changed since the last build, or since one that was killed, are not read
 again; what is known of them lies in OUTPUT.parts, which may be deleted.
 
@@ -23,7 +27,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vlm import arguments, errors
-from vlm.data import manifest, shards
+from vlm.data import locations, manifest
 from vlm.data.decode import DEFAULT_SAMPLING, Sampling
 from vlm.data.foreign import DEFAULT_SOURCE
 from vlm.data.manifest_tally import Summary
@@ -33,7 +37,7 @@ MAX_SHOWN = 20
 
 def main(argv: Sequence[str]) -> int:
     args = _parse(argv)
-    paths = shards.find_shards(args.paths)
+    paths = locations.find_shards(args.paths)
     with arguments.progress("shards") as advance:
         summary = manifest.build(
             paths,
@@ -83,7 +87,12 @@ def _cell(text: str) -> str:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Build the manifest of a set of shards.")
-    arguments.add_shards(parser)
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="a tar or a folder of them, or the URL of one at s3://, hf:// or https://",
+    )
     arguments.add_tokenizer(parser, required=True)
     parser.add_argument("--output", type=Path, required=True, metavar="M.parquet")
     arguments.add_workers(parser)

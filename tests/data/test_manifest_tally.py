@@ -32,8 +32,8 @@ def test_shards_add_up() -> None:
     total = tally()
     first = shard(3, licences={"source-1": ["MIT", "CC0"]}, forms={"turns": 1, "caption": 2})
     second = shard(5, rejected=["bad"], licences={"source-1": ["MIT"]})
-    total.add(ROOT / "s/a.tar", first, is_new=True)
-    total.add(ROOT.parent / "b.tar", second, is_new=False)
+    total.add(str(ROOT / "s/a.tar"), first, is_new=True)
+    total.add(str(ROOT.parent / "b.tar"), second, is_new=False)
     header, summary = total.header(), total.summary()
     assert [(s.path, s.bytes, s.num_samples) for s in header.shards] == [
         ("s/a.tar", 300, 3),
@@ -53,7 +53,7 @@ def test_shards_add_up() -> None:
 def test_the_fingerprint_follows_what_training_sees() -> None:
     def fingerprint(own: Tally, *shards: ShardRows, path: str = "a.tar") -> str:
         for one in shards:
-            own.add(ROOT / path, one, is_new=True)
+            own.add(str(ROOT / path), one, is_new=True)
         return own.header().fingerprint
 
     first = fingerprint(tally(), shard(3), shard(4))
@@ -73,7 +73,7 @@ def test_the_fingerprint_follows_what_training_sees() -> None:
 def test_parts_are_told_apart_by_what_rows_depend_on(tmp_path: Path) -> None:
     def hash_of(**options: Any) -> str:
         own = Tally(tmp_path / "m.parquet", Options("tokenizer", "<|image|>", **options), "abc")
-        (task,) = own.tasks([tmp_path / "s/a.tar"])
+        (task,) = own.tasks([str(tmp_path / "s/a.tar")])
         assert task.part.parent == tmp_path / "m.parquet.parts"
         return task.options_hash
 
@@ -89,7 +89,7 @@ def test_parts_are_told_apart_by_what_rows_depend_on(tmp_path: Path) -> None:
 
 def test_few_samples_may_be_left_out() -> None:
     total = tally()
-    total.add(ROOT / "a.tar", shard(98, rejected=["the first", "the second"]), is_new=True)
+    total.add("/data/a.tar", shard(98, rejected=["the first", "the second"]), is_new=True)
     total.check_rejected(0.02)
     with pytest.raises(DataError, match=r"2 of 100 samples .* at most 1%.*the first: the first"):
         total.check_rejected(0.01)

@@ -20,7 +20,9 @@ def task(tmp_path: Path, tokenizer_path: Path) -> Task:
     folder = tmp_path / "m.parquet.parts"
     folder.mkdir()
     options = Options(str(tokenizer_path), IMAGE_TOKEN)
-    return Task(path, folder / parts.part_name("s/video-00000.tar"), options, "hash of options")
+    return Task(
+        str(path), folder / parts.part_name("s/video-00000.tar"), options, "hash of options"
+    )
 
 
 def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,10 +41,10 @@ def test_the_part_is_what_was_found(task: Task) -> None:
     made = parts.make(task)
     assert made == (task.part, True)
     loaded = parts.load(task.part)
-    with parts.shards.open_shard(task.shard) as shard:
+    with parts.shards.open_shard(Path(task.shard)) as shard:
         found = rows.index_shard(shard, task.shard, task.options)
     assert loaded == found
-    assert loaded.sha256 == hashlib.sha256(task.shard.read_bytes()).hexdigest()
+    assert loaded.sha256 == hashlib.sha256(Path(task.shard).read_bytes()).hexdigest()
     assert [p.name for p in task.part.parent.iterdir()] == [task.part.name]
 
 
@@ -51,7 +53,7 @@ def test_what_did_not_change_is_not_read_again(task: Task, monkeypatch: pytest.M
     before = parts.load(task.part)
     forbid_reading(monkeypatch)
     assert parts.make(task) == (task.part, False)
-    touch(task.shard)
+    touch(Path(task.shard))
     assert parts.make(task) == (task.part, False), "another time, but the same bytes"
     monkeypatch.setattr(parts, "_sha256", None)
     assert parts.make(task) == (task.part, False), "the new time was written down"
@@ -60,14 +62,14 @@ def test_what_did_not_change_is_not_read_again(task: Task, monkeypatch: pytest.M
 
 def test_what_changed_is_read_again(task: Task, tmp_path: Path) -> None:
     parts.make(task)
-    members = helpers.tar_members(task.shard)
-    size = task.shard.stat().st_size
-    helpers.write_tar(task.shard, [(n, b.replace(b"green", b"brown")) for n, b in members])
-    assert task.shard.stat().st_size == size
-    touch(task.shard)
+    members = helpers.tar_members(Path(task.shard))
+    size = Path(task.shard).stat().st_size
+    helpers.write_tar(Path(task.shard), [(n, b.replace(b"green", b"brown")) for n, b in members])
+    assert Path(task.shard).stat().st_size == size
+    touch(Path(task.shard))
     assert parts.make(task).is_new
-    assert parts.load(task.part).sha256 == hashlib.sha256(task.shard.read_bytes()).hexdigest()
-    helpers.write_tar(task.shard, members[:3])
+    assert parts.load(task.part).sha256 == hashlib.sha256(Path(task.shard).read_bytes()).hexdigest()
+    helpers.write_tar(Path(task.shard), members[:3])
     assert parts.make(task).is_new
     assert len(parts.load(task.part).batch) == 1
 
@@ -95,7 +97,7 @@ def test_a_damaged_part_is_made_again(task: Task, at: int) -> None:
 
 
 def test_a_shard_that_cannot_be_used_leaves_no_part(task: Task) -> None:
-    task.shard.write_bytes(task.shard.read_bytes()[:700])
+    Path(task.shard).write_bytes(Path(task.shard).read_bytes()[:700])
     with pytest.raises(DataError, match="truncated"):
         parts.make(task)
     assert list(task.part.parent.iterdir()) == []

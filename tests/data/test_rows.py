@@ -20,7 +20,9 @@ Index = Callable[..., ShardRows]
 def index(tokenizer_path: Path) -> Index:
     def run(path: Path, **options: Any) -> ShardRows:
         with shards.open_shard(path) as shard:
-            return index_shard(shard, path, Options(str(tokenizer_path), IMAGE_TOKEN, **options))
+            return index_shard(
+                shard, str(path), Options(str(tokenizer_path), IMAGE_TOKEN, **options)
+            )
 
     return run
 

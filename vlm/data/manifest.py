@@ -136,7 +136,7 @@ class Manifest:
 
 
 def build(
-    shard_paths: Sequence[Path],
+    shards: Sequence[Path | str],
     tokenizer_path: str,
     image_token: str,
     output: Path,
@@ -149,12 +149,13 @@ def build(
     max_rejected_frac: float = MAX_REJECTED_FRAC,
     location: str | None = None,
 ) -> Summary:
-    """Writes the manifest of ``shard_paths``, in their order, to ``output``.
+    """Writes the manifest of ``shards``, in their order, to ``output``.
 
     Shards that have not changed since the last build of this output, or since one that was killed,
     are not read again; see `vlm.data.parts`.
 
     Args:
+        shards: Paths, or URLs; of these each is downloaded once, and then deleted.
         progress: Called with (shards done, shards in all).
         size: Side of the square that frames are brought to; None leaves them as they are stored.
         sampling: Which frames of video files are taken.
@@ -167,7 +168,8 @@ def build(
             written then.
         ConfigError: the tokenizer cannot be used, or an option is out of range.
     """
-    if not shard_paths:
+    found = [str(shard) for shard in shards]
+    if not found:
         raise DataError("no shards to build a manifest of")
     if size is not None and not 1 <= size <= MAX_SIZE:
         raise ConfigError(f"size {size}: expected 1 to {MAX_SIZE} pixels")
@@ -177,11 +179,11 @@ def build(
             f"most 1000, and 1 to {MAX_FRAMES}"
         )
     if location is not None:
-        location = _check_location(location, shard_paths)
+        location = _check_location(location, found)
     chat.load_tokenizer(tokenizer_path, image_token)
     options = Options(str(tokenizer_path), image_token, size, sampling, default_source)
     tally = Tally(output, options, chat.tokenizer_fingerprint(tokenizer_path), location)
-    tasks = tally.tasks(shard_paths)
+    tasks = tally.tasks(found)
     with manifest_file.open_writer(output) as writer:
         for task, made in zip(tasks, ordered_map(parts.make, tasks, workers), strict=True):
             rows = parts.load(made.part)
@@ -195,9 +197,9 @@ def build(
     return tally.summary()
 
 
-def _check_location(location: str, shard_paths: Sequence[Path]) -> str:
+def _check_location(location: str, shards: Sequence[str]) -> str:
     remote.check_scheme(location)
-    names = [path.name for path in shard_paths]
+    names = [Path(shard).name for shard in shards]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(
             f"two shards named {twice[0]} cannot both lie at {remote.display(location)}; build a "

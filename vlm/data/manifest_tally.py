@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlm.data import parts
+from vlm.data import parts, remote
 from vlm.data.manifest_file import (
     PLANNING_COLUMNS,
     VERSION,
@@ -72,7 +72,7 @@ class Tally:
     def vision(self) -> Vision:
         return Vision(size=self.options.size, **self.options.sampling._asdict())
 
-    def tasks(self, paths: Sequence[Path]) -> list[parts.Task]:
+    def tasks(self, paths: Sequence[str]) -> list[parts.Task]:
         folder = parts.folder_of(self.output)
         folder.mkdir(parents=True, exist_ok=True)
         kept = [VERSION, asdict(self.options), self.tokenizer_sha256]
@@ -84,7 +84,7 @@ class Tally:
             for path in paths
         ]
 
-    def add(self, path: Path, rows: ShardRows, is_new: bool) -> None:
+    def add(self, path: str, rows: ShardRows, is_new: bool) -> None:
         batch = rows.batch
         self.num_read += is_new
         self.shards.append(
@@ -146,8 +146,10 @@ class Tally:
             sources=header.sources,
         )
 
-    def _location(self, path: Path) -> str:
-        return f"{self.location}/{path.name}" if self.location else self._relative(path)
+    def _location(self, path: str) -> str:
+        return f"{self.location}/{Path(path).name}" if self.location else self._relative(path)
 
-    def _relative(self, path: Path) -> str:
+    def _relative(self, path: str) -> str:
+        if remote.is_remote(path):
+            return path
         return os.path.relpath(os.path.abspath(path), os.path.abspath(self.output.parent))

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vlm.data import shards
+from vlm.data import locations, remote, shards
 from vlm.data.rows import ROW_SCHEMA, Options, ShardRows, index_shard
 
 _METADATA_KEY = b"saccade"
@@ -42,7 +42,8 @@ class _Header(BaseModel):
 class Task:
     """One shard whose rows are wanted."""
 
-    shard: Path
+    #: an absolute path, or a URL
+    shard: str
     part: Path
     options: Options
     options_hash: str
@@ -73,19 +74,19 @@ def make(task: Task) -> Made:
     Raises:
         DataError: see ``rows.index_shard``.
     """
-    with shards.open_shard(task.shard) as shard:
+    with locations.open_shard(task.shard) as shard:
         known = _read(task.part)
         fits = (
             known is not None
             and known[0].options_hash == task.options_hash
             and known[0].num_bytes == shard.num_bytes
         )
-        if known is not None and fits and known[0].version == shard.version:
+        if known is not None and fits and known[0].version == shard.version != "":
             return Made(task.part, is_new=False)
         if known is not None and fits and known[0].sha256 == _sha256(shard):
             _write(task, shard.version, _rows(*known))
             return Made(task.part, is_new=False)
-        _write(task, shard.version, index_shard(shard, task.shard, task.options))
+        _write(task, shard.version, index_shard(shard, remote.display(task.shard), task.options))
     return Made(task.part, is_new=True)
 
 

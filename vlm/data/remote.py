@@ -10,7 +10,7 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import fsspec
@@ -26,6 +26,8 @@ _PACKAGES = {
 }
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>()\[\]]+")
 _DENIED = (401, 403)
+#: what file systems call a file's version: S3 and HTTP, the Hub
+_VERSIONS = ("ETag", "blob_id")
 
 
 class NoRanges(Exception):
@@ -85,6 +87,14 @@ def check_allowed(location: str, error: Exception) -> None:
         )
 
 
+class State(NamedTuple):
+    """What a server says of a file without sending it."""
+
+    num_bytes: int
+    #: another one whenever the file has changed; empty where the server does not tell
+    version: str
+
+
 @dataclass(frozen=True)
 class RemoteFile:
     """One remote shard. Opening it asks the server nothing."""
@@ -92,16 +102,17 @@ class RemoteFile:
     filesystem: Any
     path: str
 
-    def size(self) -> int:
-        """Bytes of the file.
+    def state(self) -> State:
+        """Size and version of the file.
 
         Raises:
-            DataError: the server does not say.
+            DataError: the server does not say how large it is.
         """
-        size = self.filesystem.info(self.path)["size"]
-        if size is None:
+        info = self.filesystem.info(self.path)
+        if info["size"] is None:
             raise DataError(f"shard {display(self.path)}: the server does not tell its size")
-        return int(size)
+        told = [str(info[name]) for name in _VERSIONS if info.get(name)]
+        return State(int(info["size"]), told[0] if told else "")
 
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes at ``offset`` in one request, fewer at the end.

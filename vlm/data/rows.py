@@ -79,7 +79,7 @@ class _Found:
     licences: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
-def index_shard(shard: shards.ShardFile, path: Path, options: Options) -> ShardRows:
+def index_shard(shard: shards.ShardFile, path: str, options: Options) -> ShardRows:
     """The rows of an open shard, in one pass over its bytes.
 
     Raises:

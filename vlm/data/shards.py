@@ -84,7 +84,7 @@ def scan(path: Path) -> Iterator[SampleRange]:
         yield from scan_file(shard, path)
 
 
-def scan_file(shard: ShardFile, path: Path) -> Iterator[SampleRange]:
+def scan_file(shard: ShardFile, path: Path | str) -> Iterator[SampleRange]:
     """``scan`` of a shard that is open."""
     found: list[tar.Member] = []
     for member in tar.walk(shard.read, shard.num_bytes, str(path)):

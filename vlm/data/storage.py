@@ -106,11 +106,14 @@ class Storage:
         if self.cache is not None and remote.is_remote(location):
             self.cache.drop((location, version, offset, length))
 
-    def size(self, location: str) -> int:
-        """Bytes of a shard."""
-        if remote.is_remote(location):
-            return self._patiently(location, lambda: self._open(location).size())
-        return self._patiently(location, lambda: os.stat(location).st_size)
+    def state(self, location: str) -> remote.State:
+        """Size and version of a remote shard."""
+        return self._patiently(location, lambda: self._open(location).state())
+
+    def list_tars(self, location: str) -> list[str]:
+        """See ``remote.list_tars``."""
+        timeout_s = self.patience.timeout_s
+        return self._patiently(location, lambda: remote.list_tars(location, timeout_s))
 
     @contextmanager
     def whole(self, location: str) -> Iterator[Path]:
