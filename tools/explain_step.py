@@ -4,7 +4,8 @@
     python tools/explain_step.py --recipe R --step 1000000 --rank 3 --world-size 8 --json
 
 Steps count from 0: step S trains on what a checkpoint after S steps has not seen yet. How many
-steps each window has is kept below the recipe's output_dir, where a run leaves it, too.
+steps each window has is kept below the recipe's output_dir, where a run leaves it, too; steps far
+beyond what a run reached have to be counted first, once.
 
 Exit codes: 0 shown, 2 a mistake in the recipe, manifests or command.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm import config, errors
-from vlm.arguments import positive
+from vlm.arguments import positive, progress
 from vlm.arguments import seed as count
 from vlm.data import plan_index, planning
 
@@ -26,7 +27,8 @@ def main(argv: Sequence[str]) -> int:
     args = _parse(argv)
     recipe = config.load(args.recipe, args.overrides)
     catalog, plan = planning.open_plan(recipe)
-    position = plan_index.seek(plan, args.step, recipe.output_dir)
+    with progress("steps") as advance:
+        position = plan_index.seek(plan, args.step, recipe.output_dir, advance)
     found = planning.explain(catalog, plan, position, args.rank, args.world_size)
     sys.stdout.write(json.dumps(found) + "\n" if args.json else _to_text(found, args))
     return 0

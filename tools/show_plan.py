@@ -11,6 +11,7 @@ Exit codes: 0 shown, 2 a mistake in the recipe, manifest or command.
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 from vlm import config, errors
 from vlm.arguments import positive
 from vlm.data import planning
+
+UNITS = ("samples", "frames", "tokens")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,6 +43,13 @@ def _to_text(shown: dict[str, Any]) -> str:
             f"{b['num_tokens']:8}  {b['cost']:9.1f}"
             for b in step["micro_batches"]
         ]
+    totals = Counter[str]()
+    for source in shown["sources"]:
+        totals.update({unit: source[f"num_{unit}"] for unit in UNITS})
+    for source in shown["sources"]:
+        # text alone has no frames
+        shares = [f"{source[f'num_{u}'] / max(totals[u], 1):6.1%} of the {u}" for u in UNITS]
+        lines.append(f"source {source['name']}: {', '.join(shares)}")
     lines.append(
         f"fill {shown['fill_frac']:.1%} of the budget, busiest rank {shown['balance']:.3f} times "
         f"the mean, {shown['text_frac']:.1%} text-only samples"

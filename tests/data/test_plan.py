@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import time
 from collections import Counter
 from fractions import Fraction
 from typing import Any
@@ -173,6 +174,29 @@ def test_positions_walk_through_windows_and_epochs() -> None:
     assert made.epoch(made.num_windows) == 1
     for global_step in (0, 1, counts[0] - 1, counts[0], len(expected) - 1):
         assert made.seek(global_step) == expected[global_step]
+
+
+@pytest.mark.parametrize("batching", MODES)
+def test_a_seek_plans_one_window_however_far(
+    batching: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_rows(200_000)
+    planned: list[int] = []
+    plan_window = Plan._plan_window
+
+    def counted(made: Plan, index: int) -> list[Step]:
+        planned.append(index)
+        return plan_window(made, index)
+
+    monkeypatch.setattr(Plan, "_plan_window", counted)
+    made = make_plan(rows, batching=batching, window=20_000)
+    window = 1_000_000 // len(made.window(0))
+    planned.clear()
+    started = time.process_time()
+    far = next(made.steps(Position(window, 3, 1_000_000)))
+    assert time.process_time() - started < 1.0
+    assert planned == [window]
+    assert far.at.global_step == 1_000_000 and far.epoch == made.epoch(window) > 10
 
 
 def test_a_position_of_another_plan_is_refused() -> None:

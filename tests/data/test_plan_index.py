@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.data.random_rows import make_policy, make_rows
@@ -22,6 +23,29 @@ def test_a_second_search_plans_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Plan, "window", lambda self, index: pytest.fail("planned again"))
     assert plan_index.seek(make_plan(), 100, tmp_path) == expected
     assert plan_index.seek(make_plan(), 7, tmp_path).global_step == 7
+
+
+def test_a_search_that_is_interrupted_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def stop(done: int, total: int) -> None:
+        seen.append((done, total))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        plan_index.seek(make_plan(), 100, tmp_path, stop)
+    ends = np.cumsum([len(make_plan().window(w)) for w in range(3)]).tolist()
+    assert seen == [(end, 100) for end in ends]
+    planned = []
+    plan_window = Plan._plan_window
+    monkeypatch.setattr(
+        Plan, "_plan_window", lambda self, i: (planned.append(i), plan_window(self, i))[1]
+    )
+    found = plan_index.seek(make_plan(), 100, tmp_path)
+    assert planned == list(range(3, found.window + 1))
 
 
 def test_each_plan_has_its_own(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 import json
+import re
 import tarfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,21 @@ def test_a_sample_lies_where_it_says(folder: Path) -> None:
             assert members[0].offset == one["offset"]
             assert len(members) == one["num_frames"] + 1
             assert one["kind"] == ("video" if one["num_frames"] else "text")
+
+
+def test_sources_are_counted(folder: Path) -> None:
+    shown = run_tool("show_plan", "--recipe", folder / "r.yaml", "--steps", "4", "--json")
+    found = json.loads(shown.stdout)["sources"]
+    expected = {name: Counter[str]() for name in ("a", "b")}
+    for step in range(4):
+        for batch in explained(folder, "--step", str(step))["micro_batches"]:
+            for one in batch["samples"]:
+                counts = {"num_samples": 1, **{k: one[k] for k in ("num_frames", "num_tokens")}}
+                expected[one["source"]].update(counts)
+    assert found == [{"name": name, **counts} for name, counts in expected.items()]
+    text = run_tool("show_plan", "--recipe", folder / "r.yaml", "--steps", "4").stdout
+    share = expected["b"]["num_frames"] / sum(own["num_frames"] for own in expected.values())
+    assert re.search(rf"source b: .* {share:.1%} of the frames", text)
 
 
 def test_text_names_every_sample(folder: Path) -> None:

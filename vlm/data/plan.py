@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -145,13 +145,21 @@ class Plan:
                 if at.step == 0:
                     break
 
-    def seek(self, global_step: int) -> Position:
+    def seek(
+        self, global_step: int, progress: Callable[[int, int], None] | None = None
+    ) -> Position:
         """Where a step lies. Plans every window before it whose ``num_steps`` is not known; a kept
-        ``Position`` needs none."""
+        ``Position`` needs none.
+
+        Args:
+            progress: Called with (steps passed, ``global_step``) after each window.
+        """
         index = self.mixture.phase(global_step).first_step
         left = global_step - index
         while left >= (count := self.steps_in_window(index)):
             index, left = index + 1, left - count
+            if progress is not None:
+                progress(global_step - left, global_step)
         return Position(index, left, global_step)
 
     def question_first(self, row: int, epoch: int) -> bool:

@@ -6,6 +6,7 @@ without the file all is found by planning. Not here: the plan itself (``vlm.data
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from vlm.data.plan import Plan
@@ -18,18 +19,28 @@ def path_of(plan: Plan, folder: Path) -> Path:
     return folder / "plans" / f"{plan.plan_id}.json"
 
 
-def seek(plan: Plan, global_step: int, folder: Path) -> Position:
-    """Where a step lies; windows before it that the file does not know are planned, once.
+def seek(
+    plan: Plan,
+    global_step: int,
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> Position:
+    """Where a step lies; windows before it that the file does not know are planned, once: a search
+    that is interrupted goes on where it was.
+
+    Args:
+        progress: Called with (steps passed, ``global_step``) after each window.
 
     Raises:
         DataError: the file is damaged.
     """
     load(plan, folder)
     known = len(plan.num_steps)
-    found = plan.seek(global_step)
-    if len(plan.num_steps) > known:
-        save(plan, folder)
-    return found
+    try:
+        return plan.seek(global_step, progress)
+    finally:
+        if len(plan.num_steps) > known:
+            save(plan, folder)
 
 
 def load(plan: Plan, folder: Path) -> None:

@@ -92,7 +92,8 @@ def _frames_shown(catalog: Catalog) -> np.ndarray:
 
 
 def describe(plan: Plan, catalog: Catalog, world_size: int, num_steps: int) -> dict[str, Any]:
-    """The first steps of a plan: what each rank would run, and how full and even that is."""
+    """The first steps of a plan: what each rank would run, how full and even that is, and how much
+    of it comes from where."""
     steps = [planned.step for planned in itertools.islice(plan.steps(), num_steps)]
     found = summary(steps, plan.policy, world_size)
     return {
@@ -107,7 +108,22 @@ def describe(plan: Plan, catalog: Catalog, world_size: int, num_steps: int) -> d
         "fill_frac": found.fill_frac,
         "balance": found.balance,
         "text_frac": found.text_frac,
+        "sources": list(_describe_sources(plan, catalog, steps)),
     }
+
+
+def _describe_sources(plan: Plan, catalog: Catalog, steps: list[Step]) -> Iterator[dict[str, Any]]:
+    rows = np.concatenate([batch.rows for step in steps for batch in step])
+    lengths, frames = plan.rows.sizes(rows, plan.policy.tokens_per_frame)
+    index = np.searchsorted(catalog.first_rows, rows, "right") - 1
+    for k, source in enumerate(catalog.sources):
+        own = index == k
+        yield {
+            "name": source.name,
+            "num_samples": int(own.sum()),
+            "num_frames": int(frames[own].sum()),
+            "num_tokens": int(lengths[own].sum()),
+        }
 
 
 def _describe_step(step: Step, world_size: int) -> Iterator[dict[str, Any]]:
