@@ -44,6 +44,8 @@ class Batch:
     target_index: Tensor
     #: (T,) int64, the tokens they must predict
     targets: Tensor
+    #: (S,) int64, what losses are told apart by; the loader says what it means
+    groups: Tensor
     #: tokens of the longest sample
     max_seqlen: int
     #: tokens of the longest sample up to its last frame; at least 1
@@ -93,6 +95,7 @@ def build_batch(
     tokens_per_frame: int,
     keys: list[str],
     kind: str,
+    groups: Sequence[int] | None = None,
 ) -> Batch:
     """Flattens samples and finds, on the CPU, every index the model will need on the device.
 
@@ -101,6 +104,7 @@ def build_batch(
         frame_counts: frames of each sample.
         input_ids: token ids of each sample, placeholders included.
         labels: the same shape, -100 where nothing is learned.
+        groups: of each sample; None: all of one.
 
     Raises:
         DataError: a sample's placeholders and frames do not match.
@@ -132,6 +136,7 @@ def build_batch(
         frame_index=frame_index,
         target_index=target_index,
         targets=shifted[target_index],
+        groups=torch.tensor([0] * len(keys) if groups is None else groups),
         max_seqlen=int(lengths.max()),
         max_prefix=int(prefix),
         keys=keys,

@@ -36,6 +36,10 @@ class CheckpointError(UserError):
     """A checkpoint is missing, incomplete or does not fit the run."""
 
 
+class HealthError(UserError):
+    """Training went wrong in a way that more of it does not mend."""
+
+
 class TransientError(Exception):
     """The world failed, not the user: a file system that vanished, a peer that died."""
 

@@ -24,12 +24,14 @@ from vlm.train.preempt import Preemption
 
 #: what a run leaves in its folder
 FOLDER = [
+    "alerts.jsonl",
     "checkpoints",
     "ds_config.json",
     "metrics.csv",
     "metrics.jsonl",
     "plans",
     "recipe.yaml",
+    "run_summary.json",
 ]
 #: beginnings of the columns that do not depend on how fast a machine is, or when it was stopped
 EXACT = (

@@ -1,6 +1,5 @@
 import csv
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,9 @@ from vlm.data.plan import Position
 from vlm.engine import optim
 from vlm.errors import ConfigError
 from vlm.models import registry
-from vlm.train import data, loop
+from vlm.train import data
 from vlm.train.metrics import COLUMNS, read_rows
+from vlm.train.run import make_folder
 
 Rows = list[dict]
 
@@ -37,7 +37,7 @@ def test_a_run_folder_is_what_the_documentation_says() -> None:
     resolved = json.loads((folder / "ds_config.json").read_text())
     assert resolved == helpers.resolved(2, world_size=2)
     with (folder / "metrics.csv").open(newline="") as file:
-        assert next(csv.reader(file)) == list(COLUMNS)
+        assert next(csv.reader(file)) == [*COLUMNS, "loss_source_train"]
 
 
 def test_every_step_has_a_row_and_the_counters_grow() -> None:
@@ -58,6 +58,19 @@ def test_rows_hold_what_the_step_returned() -> None:
             assert row["loss_coarse"] == step.result.losses["coarse"]
             assert row["loss_ratio"] == row["loss_coarse"] / row["loss_fine"]
             assert row["grad_norm"] == step.result.grad_norm > 0
+            for name, norm in step.result.grad_norms.items():
+                assert row[f"grad_norm_{name}"] == norm > 0
+
+
+def test_losses_of_kinds_and_sources_add_up() -> None:
+    """All samples are of one source; what is told apart is the fine pass."""
+    for row in rows("train"):
+        assert row["loss_source_train"] == pytest.approx(row["loss_fine"], rel=1e-6)
+        kinds = [row[name] for name in ("loss_text", "loss_image", "loss_video")]
+        known = [loss for loss in kinds if loss is not None]
+        assert min(known) <= row["loss_fine"] <= max(known)
+        assert row["frames_per_s"] > 0 and row["left_s"] >= 0
+    assert any(row["loss_text"] is not None for row in rows("train"))
 
 
 def test_it_learns() -> None:
@@ -139,34 +152,34 @@ def failure(recipe: Recipe, stage: int) -> tuple[str, str]:
     return "nothing", ""
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_samples() -> None:
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     rates = [f"optim.lr.{name}=1e30" for name in ("vision", "connector", "language")]
-    recipe = helpers.recipe(runs.new_folder(), *rates, "train.checkpoint_every=1")
-    plan = open_source(recipe, training=True).plan
+    recipe = helpers.recipe(
+        runs.new_folder(), *rates, "train.checkpoint_every=1", "health.on_nonfinite=stop"
+    )
     ((name, message),) = ranks(1).run(failure, recipe, 2)
-    assert name == "FloatingPointError"
-    assert message.startswith("step 2: the loss is nan; samples of rank 0: ")
-    named = message.partition("rank 0: ")[2].split(", ")
-    assert len(named) == sum(len(batch.rows) for batch in plan.window(0)[1])
+    assert name == "HealthError"
+    assert message.startswith("step 2: the loss is nan; samples are in ")
     # what was saved before is still there to go on from
     assert (runs.checkpoint(recipe, 1) / "COMPLETE").exists()
     rows = read_rows(recipe.output_dir / "metrics.jsonl")
     assert [(row["event"], row["step"]) for row in rows] == [("train", 1), ("checkpoint", 1)]
+    summary = json.loads((recipe.output_dir / "run_summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert summary["error"].startswith("HealthError: step 2: the loss is nan")
 
 
-def test_stage_0_has_no_gradient_norm_and_says_so() -> None:
+def test_stage_0_has_a_gradient_norm_too() -> None:
     recipe = helpers.recipe(runs.new_folder(), "train.steps=1", "train.checkpoint_every=0")
     ((step,),) = ranks(1).run(runs.fit, recipe, 0)
-    assert step.result.grad_norm is None
-    row, *_ = read_rows(recipe.output_dir / "metrics.jsonl")
-    assert row["grad_norm"] is None
-    assert math.isfinite(row["loss"])
+    row = read_rows(recipe.output_dir / "metrics.jsonl")[0]
+    assert row["grad_norm"] == step.result.grad_norm > 0
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"file/run: Not a directory"):
-        loop.make_folder(tmp_path / "file/run")
+        make_folder(tmp_path / "file/run")
 
 
 def test_a_rate_of_zero_trains_nothing_there() -> None:

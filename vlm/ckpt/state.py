@@ -27,11 +27,22 @@ class TrainState:
     tokens_seen: int = 0
     #: seconds in training, over all resumes
     wall_s: float = 0.0
+    #: seconds of all that is paid for: training, evaluations, checkpoints
+    elapsed_s: float = 0.0
+    #: indices of steps that a rollback left out, and how many there were
+    left_out: list[int] = field(default_factory=list)
+    num_rollbacks: int = 0
     #: lowest held-out loss at a step that was saved, and that step
     best_loss: float | None = None
     best_step: int | None = None
     #: whether the evaluation of this step was cut short
     eval_due: bool = False
+    #: lowest held-out loss of all, evaluations since then, and whether that ended the run
+    lowest_loss: float | None = None
+    num_stale_evals: int = 0
+    stopped_early: bool = False
+    #: of ``vlm.train.health``
+    health: dict[str, Any] = field(default_factory=dict)
 
 
 def rng_state() -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from vlm.data import manifest
 from vlm.data.manifest import Manifest, ShardInfo
+from vlm.data.policy import KINDS
 from vlm.errors import DataError
 
 
@@ -63,6 +64,15 @@ class Catalog:
         """Which of ``sources`` a row is from."""
         assert 0 <= row < self.num_samples, row
         return int(np.searchsorted(self.first_rows, row, "right")) - 1
+
+    def group(self, row: int) -> int:
+        """Position of a row's source and kind in ``groups``."""
+        return self.source_index(row) * len(KINDS) + int(self.kind[row])
+
+    @property
+    def groups(self) -> list[tuple[str, str]]:
+        """Every (source, kind) that losses are told apart by."""
+        return [(source.name, kind) for source in self.sources for kind in KINDS]
 
     def source(self, row: int) -> Source:
         return self.sources[self.source_index(row)]

@@ -92,6 +92,7 @@ class Collator:
         encoded: Sequence[chat.Encoded],
         keys: list[str],
         kind: str,
+        groups: Sequence[int] | None = None,
     ) -> Batch:
         """Joins samples whose frames lie in one piece of memory.
 
@@ -107,6 +108,7 @@ class Collator:
             tokens_per_frame=self.tokens_per_frame,
             keys=keys,
             kind=kind,
+            groups=groups,
         )
 
 

@@ -292,7 +292,8 @@ class Loader:
             frames, kind = frames[:1].zero_(), "text"
         keys = self._catalog.keys([sample.row for sample in samples])
         encoded = [sample.encoded for sample in samples]
-        batch = self._collator.join(frames, counts, encoded, keys, kind)
+        groups = [self._catalog.group(sample.row) for sample in samples]
+        batch = self._collator.join(frames, counts, encoded, keys, kind, groups)
         return batch.pin_memory() if self._pinned else batch
 
 

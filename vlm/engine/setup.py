@@ -10,6 +10,7 @@ from torch import nn
 from vlm.config import Recipe
 from vlm.engine import optim
 from vlm.engine.cpu import on_cpu, prepare_cpu, safe_loading
+from vlm.engine.grad_norms import GradNorms
 from vlm.engine.low_bit import check_packed
 from vlm.engine.modes import check_modes
 from vlm.errors import ConfigError
@@ -91,6 +92,7 @@ def build_engine(model: nn.Module, recipe: Recipe, ds_config: dict[str, Any], cp
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, lr_scheduler=scheduler, config=ds_config
     )
+    engine.grad_norms = GradNorms(engine)
     return engine
 
 

@@ -4,6 +4,7 @@ Nothing here waits for the device: a step's numbers stay there until ``read``. N
 batches come from, logging, checkpoints, and anything about a model family.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from vlm import dist
 from vlm.batch import Batch
+from vlm.config import COMPONENTS
 from vlm.engine.signature import agreed
+from vlm.engine.tally import by_group
 from vlm.engine.transfer import on_device, to_host
 
 
@@ -22,10 +25,14 @@ class StepResult(NamedTuple):
 
     #: mean over the step's learned tokens, by name; "loss" is what was trained on
     losses: dict[str, float]
-    #: before clipping; None where DeepSpeed does not measure it (stage 0 in fp32)
-    grad_norm: float | None
+    #: of each group of samples: sum over its learned tokens, and their number
+    groups: list[tuple[float, float]]
+    #: before clipping; infinite if the step was not applied, nan where it is not measured
+    grad_norm: float
+    #: by component; nan where there is none, or it was not measured
+    grad_norms: dict[str, float]
     num_loss_tokens: int
-    #: False if DeepSpeed skipped the step because gradients were not finite
+    #: False if the step was left out: gradients were not finite, or the loss above its limit
     applied: bool
 
 
@@ -33,10 +40,10 @@ class Pending(NamedTuple):
     """A step whose numbers may not have arrived yet."""
 
     names: tuple[str, ...]
-    #: (names + 2,) float64: loss sums, loss tokens, gradient norm
+    #: float64: loss tokens, gradient norms of components, loss sums of names; sums and numbers of
+    #: tokens of groups
     numbers: Tensor
     arrived: torch.cuda.Event | None
-    has_norm: bool
     applied: bool
 
 
@@ -47,6 +54,8 @@ def train_step(
     mode: str | None = None,
     measure_all: bool = False,
     agree: bool = False,
+    loss_limit: float = math.inf,
+    num_groups: int = 0,
 ) -> Pending:
     """Runs one global step on this rank's micro-batches.
 
@@ -57,6 +66,8 @@ def train_step(
         mode: forward mode of the whole step; None: the model's own.
         measure_all: also measure losses that have no weight; gradients are the same.
         agree: check that all ranks call the same modules (``vlm.engine.signature``).
+        loss_limit: a step whose loss is above it is left out.
+        num_groups: of samples, whose losses are also told apart.
     """
     device = engine.device
     options: dict[str, Any] = {"measure_all": measure_all}
@@ -66,19 +77,28 @@ def train_step(
     # gradients are averaged over ranks: the number of ranks undoes it
     scale = (dist.world_size() / tokens[0]).float()
     sums: dict[str, Tensor] = {}
+    groups = torch.zeros(2, num_groups, dtype=torch.float64, device=device)
     for index, batch in enumerate(on_device(batches, device)):
         about = f"mode {mode}, micro-batch {index} of {len(batches)}"
         with agreed(engine, about) if agree else nullcontext():
             output = engine(batch, **options)
         add(sums, output)
-        engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
+        groups += by_group(output, batch, num_groups)
+        last = index == len(batches) - 1
+        if last:
+            known = torch.cat([torch.stack([*sums.values()]).double(), groups.flatten()])
+            totals = dist.sum_over_ranks(known)
+            # gradients that are not finite are thrown away on all ranks; nobody waits for the loss
+            scale = torch.where(totals[0] / tokens[0] > loss_limit, math.nan, scale)
+        engine.set_gradient_accumulation_boundary(last)
         engine.backward(output.loss_sum * scale, scale_wrt_gas=False)
-        engine.step()
-    norm = engine.get_global_grad_norm()
-    totals = dist.sum_over_ranks(torch.stack([*sums.values()]).double())
-    known = torch.as_tensor(0.0 if norm is None else norm, dtype=torch.float64, device=device)
-    numbers, arrived = to_host(torch.cat([totals, tokens, known.view(1)]))
-    return Pending(tuple(sums), numbers, arrived, norm is not None, engine.was_step_applied())
+        if finite := not last or engine.grad_norms.before_step():
+            engine.step()
+    if not engine.was_step_applied():
+        # DeepSpeed holds rates back then; a recipe names them, and what thaws, by the step of a run
+        engine.lr_scheduler.step()
+    numbers, arrived = to_host(torch.cat([tokens, engine.grad_norms.take(), totals]))
+    return Pending(tuple(sums), numbers, arrived, finite and engine.was_step_applied())
 
 
 def add(sums: dict[str, Tensor], output: Any) -> None:
@@ -91,19 +111,33 @@ def read(pending: Pending) -> StepResult:
     """The numbers of a step, after those of its device have arrived; later steps may be running."""
     if pending.arrived is not None:
         pending.arrived.synchronize()
-    *totals, tokens, norm = pending.numbers.tolist()
+    found = pending.numbers.tolist()
+    edge = 1 + len(COMPONENTS)
+    tokens, norms, totals = found[0], found[1:edge], found[edge:]
+    groups = totals[len(pending.names) :]
+    known = [norm for norm in norms if not math.isnan(norm)]
+    total_norm = math.hypot(*known) if known else math.nan
     return StepResult(
-        losses={name: total / tokens for name, total in zip(pending.names, totals, strict=True)},
-        grad_norm=norm if pending.has_norm else None,
+        losses={name: total / tokens for name, total in zip(pending.names, totals, strict=False)},
+        groups=list(zip(groups[: len(groups) // 2], groups[len(groups) // 2 :], strict=True)),
+        grad_norm=total_norm if pending.applied else math.inf,
+        grad_norms=dict(zip(COMPONENTS, norms, strict=True)),
         num_loss_tokens=int(tokens),
         applied=pending.applied,
     )
 
 
 @torch.no_grad()
-def eval_step(engine: Any, batches: Sequence[Batch]) -> tuple[dict[str, float], int]:
-    """Loss sums by name and the number of learned tokens, over this rank's micro-batches."""
+def eval_step(
+    engine: Any, batches: Sequence[Batch], *, mode: str | None = None
+) -> tuple[dict[str, float], int]:
+    """Loss sums by name and the number of learned tokens, over this rank's micro-batches.
+
+    Args:
+        mode: None: the model's own, with all its losses.
+    """
+    options: dict[str, Any] = {"measure_all": True} if mode is None else {"mode": mode}
     sums: dict[str, Tensor] = {}
     for batch in on_device(batches, engine.device):
-        add(sums, engine(batch, measure_all=True))
+        add(sums, engine(batch, **options))
     return {k: float(v) for k, v in sums.items()}, sum(b.num_loss_tokens for b in batches)

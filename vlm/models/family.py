@@ -24,6 +24,8 @@ class Output(NamedTuple):
     loss_sum: Tensor
     #: what it is made of, and what was measured beside it, by name
     parts: dict[str, Tensor]
+    #: (T,) detached, of each learned token, of the part that matters most; None: not measured
+    token_losses: Tensor | None = None
 
 
 class FamilyConfig(PreTrainedConfig):

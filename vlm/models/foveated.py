@@ -90,18 +90,18 @@ class FoveatedModel(PreTrainedModel):
             measure_all: also measure the losses without a weight, which costs no gradient.
         """
         if mode == "autoregressive":
-            fine = self.language.loss_sum(self.autoregressive_hidden(batch), batch)
-            return Output(fine, {"fine": fine})
+            losses = self.language.token_losses(self.autoregressive_hidden(batch), batch)
+            return Output(losses.sum(), {"fine": losses.sum()}, losses)
         _, cache = self.vision(batch.frames)
         text = self.language.embed(batch.input_ids)
         tokens = self.connector(self.vision, cache, self.static_queries(batch))
         if mode == "coarse_only":
             hidden = self.language(fill(text, batch.frame_index, tokens), batch)
-            coarse = self.language.loss_sum(hidden, batch)
+            losses = self.language.token_losses(hidden, batch)
             # a parameter without a gradient keeps that of the step before under ZeRO-3
             asked = self.next_queries(batch, _at_frames(hidden, batch))
-            coarse = coarse + 0.0 * asked.sum().to(coarse.dtype)
-            return Output(coarse, {"coarse": coarse})
+            coarse = losses.sum() + 0.0 * asked.sum().to(losses.dtype)
+            return Output(coarse, {"coarse": coarse}, losses.detach())
         names = self.pass_names
         weights = dict(zip(names, (self.coarse_weight, *self.fine_weights), strict=True))
         hidden_of: dict[str, Tensor | None] = {}
@@ -110,13 +110,15 @@ class FoveatedModel(PreTrainedModel):
             if asking is not None:
                 tokens = self.connector(self.vision, cache, self.next_queries(batch, asking))
             asking, hidden_of[name] = self._read(text, tokens, batch, weight, measure_all)
-        parts = {
+        losses_of = {
             name: self._score(hidden, batch, weights[name])
             for name, hidden in reversed(hidden_of.items())
             if hidden is not None
         }
+        parts = {name: losses.sum() for name, losses in losses_of.items()}
         loss = sum(weights[name] * part for name, part in parts.items() if weights[name] > 0)
-        return Output(loss, {name: part for name, part in parts.items() if name in REPORTED})
+        reported = {name: part for name, part in parts.items() if name in REPORTED}
+        return Output(loss, reported, losses_of["fine"].detach())
 
     @property
     def pass_names(self) -> list[str]:
@@ -146,7 +148,7 @@ class FoveatedModel(PreTrainedModel):
 
     def _score(self, hidden: Tensor, batch: Batch, weight: float) -> Tensor:
         with torch.set_grad_enabled(weight > 0 and torch.is_grad_enabled()):
-            return self.language.loss_sum(hidden, batch)
+            return self.language.token_losses(hidden, batch)
 
     @torch.no_grad()
     def losses_by_mode(self, batch: Batch) -> dict[str, Tensor]:

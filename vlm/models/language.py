@@ -105,7 +105,11 @@ class LanguageModel(nn.Module):
         return hidden[torch.searchsorted(kept, _frame_states(batch))]
 
     def loss_sum(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Sum of the cross entropies of all learned tokens, in float32.
+        """Sum of ``token_losses``."""
+        return self.token_losses(hidden, batch).sum()
+
+    def token_losses(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """(T,) cross entropies of all learned tokens, in float32.
 
         Args:
             hidden: (N, H); the state before a token predicts it, so the last frame predicts the
@@ -123,10 +127,10 @@ class LanguageModel(nn.Module):
                 strict=True,
             )
         ]
-        return torch.stack(parts).sum()
+        return torch.cat(parts)
 
     def _cross_entropy(self, states: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(self.logits(states).float(), targets, reduction="sum")
+        return F.cross_entropy(self.logits(states).float(), targets, reduction="none")
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., H) -> (..., V)."""

@@ -1,4 +1,7 @@
-"""Measures a run: speed, share of time spent waiting for data, how full and even the work is."""
+"""Measures a run: speed, share of time spent waiting for data, how full and even the work is.
+
+Not here: what the numbers are compared with (``vlm.train.health``).
+"""
 
 import time
 from collections import deque
@@ -18,6 +21,7 @@ class _Tick:
     waited_s: float
     samples: int
     tokens: int
+    frames: int
 
 
 class Meter:
@@ -27,7 +31,9 @@ class Meter:
         self._policy, self._world_size = policy, world_size
         self._ticks: deque[_Tick] = deque(maxlen=WINDOW)
         self._steps: deque[Step] = deque(maxlen=WINDOW)
-        self._last = time.perf_counter()
+        self._last = self._started = self._lap = time.perf_counter()
+        #: since the start of the process, or the last rollback
+        self.num_steps = 0
 
     def pause(self) -> None:
         """What lies between now and the last step (an evaluation, a checkpoint) is not training."""
@@ -38,18 +44,30 @@ class Meter:
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         samples, tokens = sum(len(b.rows) for b in step), sum(b.num_tokens for b in step)
-        self._ticks.append(_Tick(seconds, waited_s, samples, tokens))
+        frames = sum(b.num_frames for b in step)
+        self._ticks.append(_Tick(seconds, waited_s, samples, tokens, frames))
         self._steps.append(step)
+        self.num_steps += 1
         return seconds
 
+    def lap(self) -> float:
+        """Seconds since the last lap, of training or not: what is paid for."""
+        now = time.perf_counter()
+        seconds, self._lap = now - self._lap, now
+        return seconds
+
+    def left_s(self, num_steps: int) -> float:
+        """Seconds for so many more steps, evaluations and checkpoints as they came so far."""
+        return (time.perf_counter() - self._started) / self.num_steps * num_steps
+
     def values(self) -> dict[str, float | None]:
-        seconds = sum(tick.seconds for tick in self._ticks)
         summary = plan.summary(self._steps, self._policy, self._world_size)
         peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
         return {
             "samples_per_s": self.samples_per_s,
-            "tokens_per_s": sum(tick.tokens for tick in self._ticks) / seconds,
-            "data_wait_frac": sum(tick.waited_s for tick in self._ticks) / seconds,
+            "tokens_per_s": sum(tick.tokens for tick in self._ticks) / self._seconds,
+            "frames_per_s": sum(tick.frames for tick in self._ticks) / self._seconds,
+            "data_wait_frac": self.data_wait_frac,
             "fill_frac": summary.fill_frac,
             "balance": summary.balance,
             "text_frac": summary.text_frac,
@@ -58,5 +76,12 @@ class Meter:
 
     @property
     def samples_per_s(self) -> float:
-        seconds = sum(tick.seconds for tick in self._ticks)
-        return sum(tick.samples for tick in self._ticks) / seconds
+        return sum(tick.samples for tick in self._ticks) / self._seconds
+
+    @property
+    def data_wait_frac(self) -> float:
+        return sum(tick.waited_s for tick in self._ticks) / self._seconds
+
+    @property
+    def _seconds(self) -> float:
+        return sum(tick.seconds for tick in self._ticks)

@@ -11,16 +11,18 @@ import json
 import logging
 import math
 import os
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from vlm import dist
+from vlm.ckpt.files import replace_text
 from vlm.config_train import LogConfig
 from vlm.errors import CheckpointError, one_line
+from vlm.train.health import Alert
+from vlm.train.views import TensorBoard, WandB
 
 log = logging.getLogger(__name__)
 
@@ -34,17 +36,32 @@ COLUMNS = (
     "samples_seen",
     "tokens_seen",
     "wall_s",  # time in training, over all resumes
+    "elapsed_s",  # time in training, evaluations and checkpoints, over all resumes
+    "left_s",  # for the steps that are left, if all goes on as since the last start
+    "cost",  # of elapsed_s at log.gpu_price_per_hour for each rank
+    "cost_left",
     "loss",  # what is minimised, per loss token of the whole step
     "loss_fine",  # cross entropy of the fine pass
     "loss_fine_first",  # of the first fine pass, where there are several
     "loss_coarse",  # cross entropy of the coarse pass
     "loss_ratio",  # coarse / fine
-    "grad_norm",  # before clipping
+    "loss_text",  # what is predicted, by the kind of the sample
+    "loss_image",
+    "loss_video",
+    "loss_ema",  # what a spike is compared with
+    "grad_norm",  # before clipping; of all components together
+    "grad_norm_vision",
+    "grad_norm_connector",
+    "grad_norm_language",
+    "grad_norm_ema",
+    "clip_frac",  # share of steps that were clipped, as a moving average
+    "steps_since_best",  # since loss_ema was lowest
     "lr_vision",
     "lr_connector",
     "lr_language",
     "samples_per_s",  # over all ranks
     "tokens_per_s",  # over all ranks
+    "frames_per_s",  # over all ranks
     "fill_frac",  # real cost of the micro-batches / their budget
     "balance",  # cost of the busiest rank / mean over ranks
     "text_frac",  # text-only samples among all
@@ -56,6 +73,7 @@ COLUMNS = (
     "eval_loss_fine_first",
     "eval_loss_coarse",
     "eval_loss_ratio",
+    "eval_loss_autoregressive",  # as at inference
     "checkpoint_stall_s",  # for which training stood still
     "checkpoint_gb",
 )
@@ -64,6 +82,10 @@ EVENTS = ("train", "eval", "checkpoint")
 
 class _View(Protocol):
     def log(self, step: int, scalars: dict[str, float]) -> None: ...
+
+    def alert(self, alert: Alert) -> None: ...
+
+    def rewind(self, step: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -77,6 +99,7 @@ class MetricLog:
         recipe_dict: the resolved recipe, shown by W&B.
         resume_step: global steps the checkpoint had done; later rows are dropped. None starts
             the files anew.
+        more_columns: behind ``COLUMNS``; of this run alone.
 
     Raises:
         CheckpointError: metrics.jsonl of the resumed run is damaged before its last line.
@@ -88,34 +111,57 @@ class MetricLog:
         log_config: LogConfig,
         recipe_dict: dict[str, Any],
         resume_step: int | None = None,
+        more_columns: Sequence[str] = (),
     ) -> None:
         self._is_main = dist.is_main()
         self._views: dict[str, _View] = {}
+        self._columns = (*COLUMNS, *more_columns)
+        self._run_dir = run_dir
         if not self._is_main:
             return
         run_dir.mkdir(parents=True, exist_ok=True)
-        jsonl_path, csv_path = run_dir / "metrics.jsonl", run_dir / "metrics.csv"
-        rows = [] if resume_step is None else _rows_until(jsonl_path, resume_step)
+        self._open_files(resume_step)
+        if log_config.tensorboard:
+            self._open("TensorBoard", lambda: TensorBoard(run_dir, resume_step))
+        if log_config.wandb != "disabled":
+            self._open("W&B", lambda: WandB(run_dir, log_config, recipe_dict, resume_step))
+
+    def _open_files(self, resume_step: int | None) -> None:
+        jsonl_path, csv_path = self._run_dir / "metrics.jsonl", self._run_dir / "metrics.csv"
+        rows = []
+        if resume_step is not None:
+            rows = _rows_until(jsonl_path, resume_step, self._columns)
         # The CSV is always derived anew, so a kill between the two files mends itself.
-        _replace(jsonl_path, "".join(map(_json_line, rows)))
-        _replace(csv_path, _csv_line(dict(zip(COLUMNS, COLUMNS, strict=True))))
+        replace_text(jsonl_path, "".join(map(_json_line, rows)))
+        replace_text(csv_path, _csv_line(dict(zip(self._columns, self._columns, strict=True))))
         self._jsonl = jsonl_path.open("a", encoding="utf-8", newline="\n")
         self._csv = csv_path.open("a", encoding="utf-8", newline="")
         self._csv.write("".join(map(_csv_line, rows)))
         self._csv.flush()
-        if log_config.tensorboard:
-            self._open("TensorBoard", lambda: _TensorBoard(run_dir, resume_step))
-        if log_config.wandb != "disabled":
-            self._open("W&B", lambda: _WandB(run_dir, log_config, recipe_dict, resume_step))
+
+    def rewind(self, step: int) -> None:
+        """Drops the rows after a step: the run went back to it."""
+        if not self._is_main:
+            return
+        self._jsonl.close()
+        self._csv.close()
+        self._open_files(step)
+        for name in list(self._views):
+            self._attempt(name, partial(self._views[name].rewind, step))
+
+    def alert(self, alert: Alert) -> None:
+        """Shows an alert where there is a place for it."""
+        for name in list(self._views):
+            self._attempt(name, partial(self._views[name].alert, alert))
 
     def log(self, step: int, values: Mapping[str, Value]) -> None:
         """Appends one row; ``values`` holds ``event`` and any other columns but ``step``."""
         if not self._is_main:
             return
-        unknown = values.keys() - set(COLUMNS)
+        unknown = values.keys() - set(self._columns)
         assert not unknown and "step" not in values, f"not for log(): {unknown or 'step'}"
         assert values["event"] in EVENTS, values["event"]
-        row: dict[str, Value] = {column: values.get(column) for column in COLUMNS}
+        row: dict[str, Value] = {column: values.get(column) for column in self._columns}
         row["step"] = step
         self._jsonl.write(_json_line(row))
         self._jsonl.flush()
@@ -170,59 +216,6 @@ class MetricLog:
             log.warning("%s is off for this run, the metric files go on: %s", name, text)
 
 
-class _TensorBoard:
-    def __init__(self, run_dir: Path, resume_step: int | None) -> None:
-        # Here, because tensorboard is optional and slow to import.
-        from torch.utils.tensorboard import SummaryWriter
-
-        purge_step = None if resume_step is None else resume_step + 1
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
-
-    def log(self, step: int, scalars: dict[str, float]) -> None:
-        for tag, value in scalars.items():
-            self._writer.add_scalar(tag, value, step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _WandB:
-    """One W&B run for the whole run folder: its id is kept there and taken up on resume."""
-
-    def __init__(
-        self, run_dir: Path, config: LogConfig, recipe: dict[str, Any], resume_step: int | None
-    ) -> None:
-        # Here, because wandb is optional, slow to import, and unwanted when it is disabled.
-        import wandb
-
-        id_path = run_dir / "wandb_run_id"
-        if resume_step is None or not id_path.exists():
-            _replace(id_path, uuid.uuid4().hex)
-        # Nothing may wait for a person or a dead network while GPUs are rented: silent means no
-        # prompt for a key, and what is not uploaded in time `wandb sync` makes up. W&B asks for
-        # the key before it reads what init is given, hence setup.
-        settings = wandb.Settings(
-            silent=True, console="off", login_timeout=10, init_timeout=60, finish_timeout=120
-        )
-        wandb.setup(settings)
-        self._run = wandb.init(
-            project=config.wandb_project,
-            name=run_dir.name,
-            id=id_path.read_text(encoding="utf-8").strip(),
-            resume="allow",
-            mode=config.wandb,
-            dir=run_dir,
-            config=recipe,
-            settings=settings,
-        )
-
-    def log(self, step: int, scalars: dict[str, float]) -> None:
-        self._run.log(scalars, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
 def read_rows(path: Path) -> list[dict[str, Value]]:
     """The rows of a metrics.jsonl. A last line cut short by a kill is left out.
 
@@ -250,10 +243,10 @@ def read_rows(path: Path) -> list[dict[str, Value]]:
     return rows
 
 
-def _rows_until(path: Path, last_step: int) -> list[dict[str, Value]]:
+def _rows_until(path: Path, last_step: int, columns: Sequence[str]) -> list[dict[str, Value]]:
     if not path.exists():
         return []
-    rows = ({c: row.get(c) for c in COLUMNS} for row in read_rows(path))
+    rows = ({c: row.get(c) for c in columns} for row in read_rows(path))
     return [row for row in rows if row["step"] <= last_step]  # type: ignore[operator]
 
 
@@ -275,13 +268,3 @@ def _csv_line(row: dict[str, Value]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(row.values())
     return text.getvalue()
-
-
-def _replace(path: Path, text: str) -> None:
-    """Puts ``text`` at ``path`` such that a kill leaves the old file or the new one."""
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)

@@ -8,14 +8,26 @@ from vlm import dist
 from vlm.data.loader import LoadedStep
 from vlm.engine.step import eval_step
 
+AUTOREGRESSIVE = "autoregressive"
 
-def validate(engine: Any, steps: Iterable[LoadedStep]) -> dict[str, float]:
-    """Losses per learned token over ``steps``, of which each rank runs its share."""
+
+def validate(
+    engine: Any, steps: Iterable[LoadedStep], *, autoregressive: bool = False
+) -> dict[str, float]:
+    """Losses per learned token over ``steps``, of which each rank runs its share.
+
+    Args:
+        autoregressive: also run the model as at inference, frame after frame. Ranks then call it
+            unequally often, so not under ZeRO-3.
+    """
     engine.eval()
     sums: Counter[str] = Counter()
     tokens = 0
     for loaded in steps:
         found, num_tokens = eval_step(engine, loaded.batches)
+        if autoregressive:
+            alone, _ = eval_step(engine, loaded.batches, mode=AUTOREGRESSIVE)
+            found[AUTOREGRESSIVE] = alone["loss"]
         sums.update(found)
         tokens += num_tokens
     engine.train()

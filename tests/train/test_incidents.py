@@ -1,0 +1,139 @@
+"""Steps that go wrong in whole runs: left out, taken back, the end. One rank; every rank decides
+from the same numbers (tests/engine/test_grad_norms.py leaves steps out on two)."""
+
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed import ranks
+from tests.train import helpers, runs
+from vlm.config import Recipe
+from vlm.errors import HealthError
+from vlm.train import data
+from vlm.train.metrics import read_rows
+
+STEPS = 8
+BAD = 5
+HEALTH = ("health.warmup_steps=2", "health.spike_factor=1.5")
+STEADY = ("model.vision.config.drop_path_rate=0", "model.language.config.attention_dropout=0")
+
+
+@contextmanager
+def spoiled(kind: str, keys: list[str] | None) -> Iterator[None]:
+    """The loss of the step with these samples is a hundred times too large, or its gradient nan."""
+    train_step = runs.train_step
+
+    def run(engine: Any, batches: Any, **options: Any) -> Any:
+        if sorted(k for b in batches for k in b.keys) != sorted(keys or ()):
+            return train_step(engine, batches, **options)
+        factor = 100.0 if kind == "spike" else math.nan
+        forward = engine.module.language.loss_sum
+        with mock.patch.object(
+            engine.module.language, "loss_sum", lambda *args: forward(*args) * factor
+        ):
+            return train_step(engine, batches, **options)
+
+    with mock.patch.object(runs, "train_step", run):
+        yield
+
+
+def train(recipe: Recipe, kind: str, bad: int | None) -> list[tuple[int, float, bool]] | str:
+    """Trains with the samples of step ``bad`` (from 1) spoiled."""
+    source = data.open_source(recipe, data.load_tokenizer(recipe), training=True)
+    keys = None
+    if bad is not None:
+        planned = next(itertools.islice(source.plan.steps(), bad - 1, None))
+        keys = [key for batch in planned.step for key in source.catalog.keys(batch.rows)]
+    with spoiled(kind, keys):
+        try:
+            runs.fit(recipe, 2)
+        except HealthError as error:
+            return str(error)
+    return ""
+
+
+def fit(kind: str, bad: int | None, *overrides: str) -> tuple[Recipe, str]:
+    recipe = helpers.recipe(
+        runs.new_folder(),
+        f"train.steps={STEPS}",
+        "train.checkpoint_every=2",
+        "train.eval_every=0",
+        "train.keep_last=9",
+        *HEALTH,
+        *STEADY,
+        *overrides,
+    )
+    (said,) = ranks(1).run(train, recipe, kind, bad)
+    return recipe, said
+
+
+def losses(recipe: Recipe) -> dict[int, float]:
+    rows = read_rows(recipe.output_dir / "metrics.jsonl")
+    steps = [row["step"] for row in rows if row["event"] == "train"]
+    assert steps == sorted(set(steps))
+    return {row["step"]: row["loss"] for row in rows if row["event"] == "train"}
+
+
+def lines(recipe: Recipe, name: str) -> list[dict]:
+    return [json.loads(line) for line in (recipe.output_dir / name).read_text().splitlines()]
+
+
+def weights(recipe: Recipe) -> dict[str, torch.Tensor]:
+    return load_file(runs.checkpoint(recipe, STEPS) / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["spike", "nonfinite"])
+def test_a_rollback_ends_where_a_skip_does(kind: str) -> None:
+    """Both leave one step out; one notices before the update, the other takes it back."""
+    skipped, said = fit(kind, BAD, f"health.on_{kind}=skip")
+    assert said == ""
+    back, said = fit(kind, BAD, f"health.on_{kind}=rollback")
+    assert said == ""
+    one, other = losses(skipped), losses(back)
+    assert set(one) == set(range(1, STEPS + 1))
+    assert set(other) == set(one) - {BAD}
+    for step in other:
+        assert one[step] == other[step], step
+    for name, tensor in weights(skipped).items():
+        assert torch.equal(tensor, weights(back)[name]), name
+    for recipe, action in ((skipped, "skip"), (back, "rollback")):
+        (incident,) = lines(recipe, "incidents.jsonl")
+        assert (incident["step"], incident["action"]) == (BAD, action)
+        assert len(incident["keys"]) == helpers.MICRO_BATCHES
+        checks = [alert["check"] for alert in lines(recipe, "alerts.jsonl")]
+        assert {"spike": "loss_spike", "nonfinite": "nonfinite"}[kind] in checks
+        summary = json.loads((recipe.output_dir / "run_summary.json").read_text())
+        assert summary["status"] == "finished"
+    assert summary["num_rollbacks"] == 1 and summary["steps_left_out"] == [BAD - 1]
+
+
+def test_a_warning_trains_on() -> None:
+    warned, said = fit("spike", BAD, "health.on_spike=warn")
+    assert said == ""
+    assert losses(warned)[BAD] > 50
+    (incident,) = lines(warned, "incidents.jsonl")
+    assert incident["action"] == "warn"
+
+
+def test_rollbacks_come_to_an_end() -> None:
+    """The very first step is bad, whatever its samples: nothing before it helps."""
+    rates = [f"optim.lr.{name}=1e30" for name in ("vision", "connector", "language")]
+    recipe, said = fit("none", None, *rates, "health.on_nonfinite=rollback")
+    assert "after 3 rollbacks" in said
+    assert len(lines(recipe, "incidents.jsonl")) == 4
+
+
+def test_stop() -> None:
+    recipe, said = fit("spike", BAD, "health.on_spike=stop")
+    assert said.startswith(f"step {BAD}: the loss is ")
+    assert "incidents.jsonl" in said
+    summary = json.loads((recipe.output_dir / "run_summary.json").read_text())
+    assert summary["status"] == "failed" and "HealthError" in summary["error"]

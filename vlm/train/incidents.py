@@ -1,0 +1,104 @@
+"""What is done about a step that went wrong: left out, taken back, or the end of the run.
+
+Decided from numbers that all ranks share (``vlm.train.health``), so all ranks do it together. Every
+incident is recorded with the keys of the step's samples. Not here: running steps
+(``vlm.train.loop``).
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+from vlm.ckpt.state import TrainState
+from vlm.config_train import HealthConfig
+from vlm.data.loader import LoadedStep
+from vlm.engine.step import Pending, StepResult, read
+from vlm.errors import HealthError
+from vlm.train.health import Found, Verdict
+from vlm.train.run import Run, resume
+from vlm.train.watch import Watch
+
+
+class Ran(NamedTuple):
+    """A global step that was run, and may be read."""
+
+    #: counted from 1
+    step: int
+    loaded: LoadedStep
+    pending: Pending
+    rates: dict[str, float]
+
+
+def may_roll_back(config: HealthConfig) -> bool:
+    return "rollback" in (config.on_nonfinite, config.on_spike)
+
+
+def judge(run: Run, state: TrainState, watch: Watch, ran: Ran, *, log_it: bool) -> bool:
+    """Reads a step and acts on it. True: the run has to go back to before it.
+
+    Args:
+        log_it: write its row, if it is the last one.
+
+    Raises:
+        HealthError: it has to stop.
+    """
+    result = read(ran.pending)
+    losses = result.losses
+    cross_entropy = losses.get("fine", losses.get("coarse"))
+    norm = None if math.isnan(result.grad_norm) else result.grad_norm
+    found = Found(losses["loss"], cross_entropy, norm, result.applied)
+    if result.applied:
+        watch.group_losses.add(result.groups)
+    verdict = watch.health.after_step(ran.step, found)
+    watch.alerts.tell(verdict.alerts)
+    if verdict.action != "none":
+        _record(run, watch, ran, result, verdict)
+    if verdict.action == "rollback" and state.num_rollbacks >= run.recipe.health.max_rollbacks:
+        raise HealthError(
+            f"step {ran.step}: {verdict.reason}, after {state.num_rollbacks} rollbacks; "
+            + _advice(run)
+        )
+    if verdict.action == "stop":
+        raise HealthError(f"step {ran.step}: {verdict.reason}; " + _advice(run))
+    if verdict.action == "rollback":
+        state.left_out = sorted({*state.left_out, ran.step - 1})
+        return True
+    if log_it and ran.step == state.step:
+        watch.log_step(state, result, ran.rates)
+    return False
+
+
+def roll_back(run: Run, state: TrainState, watch: Watch) -> None:
+    """Puts the newest checkpoint into the run and into ``state``, which keeps what it left out."""
+    run.saver.finish()
+    back = resume(run)
+    assert back is not None, "a run that may go back saves before its first step"
+    kept = {"left_out": state.left_out, "num_rollbacks": state.num_rollbacks + 1}
+    elapsed_s = state.elapsed_s + watch.meter.lap()  # time is not taken back
+    for field in dataclasses.fields(TrainState):
+        setattr(state, field.name, vars(back)[field.name])
+    vars(state).update(kept, elapsed_s=elapsed_s)
+    watch.restart(state)
+
+
+def _record(run: Run, watch: Watch, ran: Ran, result: StepResult, verdict: Verdict) -> None:
+    watch.alerts.incident(
+        ran.step,
+        verdict.reason,
+        verdict.action,
+        loss=result.losses["loss"],
+        grad_norm=result.grad_norm,
+        keys=sample_keys(run, ran.loaded),
+    )
+
+
+def sample_keys(run: Run, loaded: LoadedStep) -> list[list[str]]:
+    """Keys of a global step as planned, by micro-batch; those of all ranks."""
+    return [run.train.catalog.keys(batch.rows) for batch in loaded.plan]
+
+
+def _advice(run: Run) -> str:
+    return (
+        f"samples are in {run.recipe.output_dir}/incidents.jsonl; lower optim.lr or look at them, "
+        "then start again with the same command: it goes on from the last checkpoint"
+    )

@@ -1,0 +1,131 @@
+"""What a run is made of: data, model, engine and saver, as the recipe and DeepSpeed's file say.
+
+Not here: what is done with them (``vlm.train.loop``).
+"""
+
+import hashlib
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from vlm.ckpt import load
+from vlm.ckpt.keep import Keep, finished_in
+from vlm.ckpt.save import Saver
+from vlm.ckpt.state import TrainState
+from vlm.config import COMPONENTS, Recipe
+from vlm.data.loader import LoadedStep
+from vlm.data.plan import Plan, Position
+from vlm.engine.setup import Machine, build_engine
+from vlm.errors import ConfigError
+from vlm.models import registry
+from vlm.train import chain, data
+from vlm.train.preempt import Preemption
+
+#: sections of the DeepSpeed file that change what is computed, not only where it lies
+SHARED_DEEPSPEED = (
+    "gradient_clipping",
+    "bf16",
+    "fp16",
+    "torch_autocast",
+    "data_types",
+    "communication_data_type",
+)
+
+
+@dataclass
+class Run:
+    """All that a run is made of."""
+
+    recipe: Recipe
+    machine: Machine
+    engine: Any
+    tokenizer: Any
+    train: data.DataSource
+    eval: data.DataSource
+    saver: Saver
+    preemption: Preemption
+    #: what a checkpoint says of the run
+    about: dict[str, Any]
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.recipe.output_dir / "checkpoints"
+
+    def steps(
+        self, source: data.DataSource, position: Position, quarantine: Iterable[int] = ()
+    ) -> Generator[LoadedStep]:
+        """This rank's share of the steps of ``source``."""
+        rank, world_size = self.machine.rank, self.machine.world_size
+        return data.steps(source, self.recipe, rank, world_size, position, quarantine)
+
+
+def resume(run: Run) -> TrainState | None:
+    return load.resume(run.engine, run.checkpoints, run.about["identity"], run.recipe.seed)
+
+
+def make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"output_dir {path}: {error.strerror}; expected a folder that can be written"
+        ) from None
+
+
+def build_run(
+    recipe: Recipe, ds_config: dict[str, Any], machine: Machine, preemption: Preemption
+) -> Run:
+    tokenizer = data.load_tokenizer(recipe)
+    train = data.open_source(recipe, tokenizer, training=True)
+    held_out = data.open_source(recipe, tokenizer, training=False)
+    model = registry.build(recipe.model, len(tokenizer), recipe.seed)
+    # what goes on has weights of its own, and outlives the stage before
+    if recipe.model.init_from is not None and not finished_in(recipe.output_dir / "checkpoints"):
+        chain.load_weights(model, recipe.model.init_from)
+    if recipe.train.eval_autoregressive and ds_config["zero_optimization"]["stage"] == 3:
+        raise ConfigError(
+            "train.eval_autoregressive: ranks call the model as often as their samples have "
+            "frames, which ZeRO-3 cannot; set it to false and use launch/evaluate.py, or stage 2"
+        )
+    engine = build_engine(model, recipe, ds_config, cpu=machine.device.type == "cpu")
+    config = recipe.train
+    keep = Keep(config.keep_last, config.keep_every, config.keep_best)
+    saver = Saver(engine, tokenizer, recipe.output_dir / "checkpoints", _local(recipe), keep)
+    about = {
+        "identity": identify(recipe, ds_config, train.plan),
+        "recipe": recipe.model_dump(mode="json"),
+        "ds_config": ds_config,
+        "versions": {name: version(name) for name in ("deepspeed", "torch", "transformers")},
+    }
+    return Run(recipe, machine, engine, tokenizer, train, held_out, saver, preemption, about)
+
+
+def _local(recipe: Recipe) -> Path | None:
+    """This run's own folder below the fast one: it is emptied before each save."""
+    if recipe.train.local_dir is None:
+        return None
+    digest = hashlib.sha256(str(recipe.output_dir.resolve()).encode()).hexdigest()[:12]
+    return recipe.train.local_dir / f"{recipe.name}-{digest}"
+
+
+def identify(recipe: Recipe, ds_config: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """What a run that goes on must share with the one it goes on from.
+
+    Paths may differ, since data move (``plan_id`` knows what is in them), and so may what changes
+    speed and memory alone: the ranks, and the ZeRO stage.
+    """
+    parts: dict[str, Any] = {name: {"gradient_checkpointing"} for name in COMPONENTS}
+    deepspeed = {name: ds_config.get(name) for name in SHARED_DEEPSPEED}
+    return {
+        "plan_id": plan.plan_id,
+        "plan": plan.identity,  # so that a refusal says what is different
+        "steps": recipe.train.steps,
+        "model": recipe.model.model_dump(
+            mode="json", exclude={"tokenizer": True, "init_from": True, **parts}
+        ),
+        "optim": recipe.optim.model_dump(mode="json"),
+        "augment": recipe.data.augment.model_dump(mode="json"),
+        "deepspeed": {"version": version("deepspeed"), **deepspeed},
+    }
