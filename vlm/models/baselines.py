@@ -51,7 +51,8 @@ class OnePass(PreTrainedModel):
 
     def forward(self, batch: Batch, mode: Mode = "one_pass", measure_all: bool = False) -> Output:
         """The loss of one micro-batch; there is no other mode, and nothing else to measure."""
-        return Output(self.language.loss_sum(self.language(self.embed(batch), batch), batch), {})
+        losses = self.language.token_losses(self.language(self.embed(batch), batch), batch)
+        return Output(losses.sum(), {}, losses.detach())
 
     @torch.no_grad()
     def losses_by_mode(self, batch: Batch) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ def judge(run: Run, state: TrainState, watch: Watch, ran: Ran, *, log_it: bool) 
     """
     result = read(ran.pending)
     losses = result.losses
-    cross_entropy = losses.get("fine", losses.get("coarse"))
+    cross_entropy = losses.get("fine", losses.get("coarse", losses["loss"]))
     norm = None if math.isnan(result.grad_norm) else result.grad_norm
     found = Found(losses["loss"], cross_entropy, norm, result.applied)
     if result.applied:
