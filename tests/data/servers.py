@@ -1,5 +1,7 @@
 """Servers of shards in this process: HTTP ones with every bad habit, and an S3 store."""
 
+import hashlib
+import json
 import re
 import socket
 import struct
@@ -25,6 +27,8 @@ class Server:
     failures: int = 0
     #: how it fails: "stall", "reset" (half-way), a status such as "503"
     how: str = "reset"
+    #: answers that are no files, by path
+    answers: dict[str, bytes] = field(default_factory=dict)
     port: int = 0
     #: (path, Range header) of each request for content
     asked: list[tuple[str, str]] = field(default_factory=list)
@@ -54,10 +58,11 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             self._answer(body=True)
 
         def _answer(self, body: bool) -> None:
-            path = server.folder / self.path.partition("?")[0].lstrip("/")
-            if not path.is_file():
+            asked = self.path.partition("?")[0]
+            path = server.folder / asked.lstrip("/")
+            if asked not in server.answers and not path.is_file():
                 return self.send_error(404)
-            content = path.read_bytes()
+            content = server.answers.get(asked) or path.read_bytes()
             wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
             if body:
                 with server.lock:
@@ -132,6 +137,32 @@ def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
         store.stop()
+
+
+@contextmanager
+def hub(monkeypatch: pytest.MonkeyPatch, shards: list[Path], folder: Path) -> Iterator[Server]:
+    """What the Hugging Face Hub answers about one data set, hf://datasets/org/name."""
+    package = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
+    server, listing = Server(folder), []
+    for shard in shards:
+        path = folder / "datasets/org/name/resolve/main" / shard.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(shard.read_bytes())
+        size = path.stat().st_size
+        oid = hashlib.sha1(shard.read_bytes()).hexdigest()
+        listing.append({"type": "file", "oid": oid, "size": size, "path": shard.name})
+    about = {"id": "org/name", "sha": "0" * 40, "siblings": []}
+    server.answers["/api/datasets/org/name"] = json.dumps(about).encode()
+    server.answers["/api/datasets/org/name/tree/main"] = json.dumps(listing).encode()
+    with serve(server):
+        endpoint = f"http://127.0.0.1:{server.port}"
+        files = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(package.constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(package.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr(package.constants, "HF_HUB_OFFLINE", False)
+        package.HfFileSystem.clear_instance_cache()
+        yield server
+    package.HfFileSystem.clear_instance_cache()
 
 
 def wait_until(condition: object, seconds: float = 10.0) -> None:

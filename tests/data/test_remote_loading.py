@@ -1,6 +1,7 @@
 """The whole loader over shards that lie on servers with every habit: batches as from the disk."""
 
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -11,13 +12,14 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.data import helpers
 from tests.data.conftest import IMAGE_TOKEN
-from tests.data.servers import Server, object_store, serve
+from tests.data.servers import Server, hub, object_store, serve
 from tests.data.test_loader import content, make_plan
 from vlm.config import AugmentConfig, DataConfig, StorageConfig
-from vlm.data import catalog, manifest
+from vlm.data import catalog, locations, manifest
 from vlm.data.catalog import Catalog
 from vlm.data.collate import Collator
 from vlm.data.loader import LoadedStep, Loader
+from vlm.data.storage import Patience, Storage
 from vlm.errors import TransientError
 
 COUNTS = [(i * 5) % 8 + 1 for i in range(40)] + [0] * 14
@@ -104,6 +106,23 @@ def test_an_s3_store(
             s3fs.S3FileSystem().put(str(shard.path), f"{bucket}/{shard.path.name}")
         there = moved(local, lambda path: f"{bucket}/{path.name}")
         found = batches(load(there, collator, tmp_path / "cache"))
+    assert found == batches(load(local, collator, tmp_path / "unused"))
+
+
+def test_the_hub(
+    local: Catalog, collator: Collator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [shard.path for shard in local.shards]
+    brief = Storage(Patience(timeout_s=5.0, give_up_s=1.0))
+    with hub(monkeypatch, paths, tmp_path / "hub") as server:
+        urls = locations.find_shards(["hf://datasets/org/name"], brief)
+        assert urls == [f"hf://datasets/org/name/{path.name}" for path in paths]
+        with locations.open_shard(urls[0], brief) as shard:
+            assert bytes(shard.read(512, 1024)) == paths[0].read_bytes()[512:1536]
+            assert shard.version == hashlib.sha1(paths[0].read_bytes()).hexdigest()
+        there = moved(local, lambda path: f"hf://datasets/org/name/{path.name}")
+        found = batches(load(there, collator, tmp_path / "cache"))
+        assert any(asked[1].startswith("bytes=") for asked in server.asked)
     assert found == batches(load(local, collator, tmp_path / "unused"))
 
 
