@@ -69,6 +69,7 @@ def test_losses_of_kinds_and_sources_add_up() -> None:
         kinds = [row[name] for name in ("loss_text", "loss_image", "loss_video")]
         known = [loss for loss in kinds if loss is not None]
         assert min(known) <= row["loss_fine"] <= max(known)
+        assert row["tflops_per_s"] > 0 and row["mfu_frac"] is None
         assert row["frames_per_s"] > 0 and row["left_s"] >= 0
     assert any(row["loss_text"] is not None for row in rows("train"))
 

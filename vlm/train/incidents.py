@@ -64,7 +64,7 @@ def judge(run: Run, state: TrainState, watch: Watch, ran: Ran, *, log_it: bool) 
         state.left_out = sorted({*state.left_out, ran.step - 1})
         return True
     if log_it and ran.step == state.step:
-        watch.log_step(state, result, ran.rates)
+        watch.log_step(state, result, ran.loaded, ran.rates)
     return False
 
 

@@ -24,6 +24,11 @@ class _Tick:
     frames: int
 
 
+def real_cost(step: Step, policy: Policy) -> float:
+    """What the samples of a step cost in tokens, without padding."""
+    return sum(batch.num_tokens + policy.frame_cost * batch.num_frames for batch in step)
+
+
 class Meter:
     """Averages over the last steps; nothing from before a resume is counted."""
 
@@ -73,6 +78,11 @@ class Meter:
             "text_frac": summary.text_frac,
             "peak_memory_gb": peak,
         }
+
+    @property
+    def cost_per_s(self) -> float:
+        """Of the samples, without padding."""
+        return sum(real_cost(step, self._policy) for step in self._steps) / self._seconds
 
     @property
     def samples_per_s(self) -> float:

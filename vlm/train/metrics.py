@@ -62,6 +62,8 @@ COLUMNS = (
     "samples_per_s",  # over all ranks
     "tokens_per_s",  # over all ranks
     "frames_per_s",  # over all ranks
+    "tflops_per_s",  # over all ranks, of the model's mathematics: no padding, nothing twice
+    "mfu_frac",  # the same over what the GPUs can do; null on a CPU
     "fill_frac",  # real cost of the micro-batches / their budget
     "balance",  # cost of the busiest rank / mean over ranks
     "text_frac",  # text-only samples among all

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from vlm.ckpt.state import TrainState
+from vlm.data.loader import LoadedStep
 from vlm.engine.movement import MovementCheck
 from vlm.engine.step import StepResult
 from vlm.train.alerts import Alerts
 from vlm.train.group_losses import GroupLosses
 from vlm.train.health import Health, expected_first_loss
-from vlm.train.meter import WINDOW, Meter
+from vlm.train.meter import WINDOW, Meter, real_cost
 from vlm.train.metrics import MetricLog
+from vlm.train.mfu import peak_flops, step_flops, utilisation
 from vlm.train.progress import Progress
 from vlm.train.run import Run
 from vlm.train.summary import RunSummary
@@ -65,8 +67,10 @@ class Watch:
             "cost_left": None if per_s is None else per_s * left_s,
         }
 
-    def log_step(self, state: TrainState, result: StepResult, rates: dict[str, float]) -> None:
-        """Writes the row of a step, which is the last one."""
+    def log_step(
+        self, state: TrainState, result: StepResult, loaded: LoadedStep, rates: dict[str, float]
+    ) -> None:
+        """Writes the row of a step, which is the last one. All ranks together."""
         self.last_loss = result.losses["loss"]
         losses = {f"loss_{k}" if k != "loss" else k: v for k, v in result.losses.items()}
         if "fine" in result.losses and "coarse" in result.losses:
@@ -84,11 +88,20 @@ class Watch:
             **self.meter.values(),
             **self.health.values(state.step),
             **self.money(state),
+            **self.utilisation(state, loaded),
             **rates,
         }
         self.metrics.log(state.step, row)
         if self.meter.num_steps >= WINDOW:  # the first batches are always waited for
             self.alerts.tell(self.health.after_waiting(state.step, self.meter.data_wait_frac))
+
+    def utilisation(self, state: TrainState, loaded: LoadedStep) -> dict[str, float | None]:
+        """What the last step computed, at the speed of the steps around it."""
+        run = self.run
+        flops = step_flops(run, state.step - 1, loaded.batches)
+        if flops is not None:
+            flops *= self.meter.cost_per_s / real_cost(loaded.plan, run.train.plan.policy)
+        return utilisation(flops, peak_flops(), run.machine.world_size)
 
     def summarise(self, state: TrainState, checkpoint: Path | None = None) -> None:
         """Writes what is known by now into the run's summary."""

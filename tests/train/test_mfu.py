@@ -1,0 +1,54 @@
+"""FLOPs of a global step against torch's own counter of the same passes."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.distributed import ranks
+from tests.engine import engines
+from vlm import gpus
+from vlm.train import mfu
+
+
+def counted(stage: int) -> tuple[float | None, float]:
+    """Ours of a global step of two ranks, and torch's of both ranks' micro-batches."""
+    recipe = engines.recipe()
+    engine = engines.make_engine(stage, recipe, engines.make_model())
+    run: Any = SimpleNamespace(engine=engine, recipe=recipe)
+    batches = engines.micro_batches(0)
+    found = mfu.step_flops(run, 0, engines.mine(batches))
+    model = engines.make_model()
+    with FlopCounterMode(display=False) as counter:
+        for batch in batches:
+            model(batch).loss_sum.backward()
+    return found, counter.get_total_flops()
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_step_of_all_ranks(stage: int) -> None:
+    """Torch's are those executed, with padding and blank frames: never fewer, and not many more."""
+    (found, executed), (other, _) = ranks(2).run(counted, stage)
+    assert found == other
+    assert 0.5 * executed < found <= executed
+
+
+def test_utilisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mfu.utilisation(6e14, gpus.GPUS["a100-80gb"].peak_flops, 4) == {
+        "tflops_per_s": 600.0,
+        "mfu_frac": pytest.approx(600 / 1248),
+    }
+    assert mfu.utilisation(6e14, None, 4)["mfu_frac"] is None
+    assert mfu.utilisation(None, 1e12, 4) == {"tflops_per_s": None, "mfu_frac": None}
+
+
+def test_the_peak_is_that_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert mfu.peak_flops() is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100-SXM4-80GB")
+    memory = SimpleNamespace(total_memory=int(79.2 * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: memory)
+    assert mfu.peak_flops() == 312e12

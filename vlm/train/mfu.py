@@ -1,0 +1,53 @@
+"""Model FLOPs utilisation: what a run's mathematics needs a second, over what its GPUs can do.
+
+Counted for the step that is logged (``vlm.models.flops``) and carried over to the steps around it
+by their cost, so that no other step counts anything. Not here: the count itself, and the peaks
+(``vlm.gpus``).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from vlm import dist, gpus
+from vlm.batch import Batch
+from vlm.engine.modes import forward_mode
+from vlm.models.flops import FlopCounter, shapes_of
+from vlm.models.foveated import FoveatedModel
+from vlm.train.run import Run
+
+
+def step_flops(run: Run, step: int, batches: Sequence[Batch]) -> float | None:
+    """Forward and backward of a global step (counted from 0), of all ranks, which call it together.
+
+    None for a family that is not counted.
+    """
+    model: Any = run.engine.module
+    if not isinstance(model, FoveatedModel):
+        return None
+    mode: Any = forward_mode(run.recipe, step) or model.modes[0]
+    counter = FlopCounter(model)
+    own = sum(counter.micro_batch(shapes_of(batch), mode).model for batch in batches)
+    return dist.all_reduce([own], run.engine.device)[0]
+
+
+def peak_flops() -> float | None:
+    """What this rank's GPU can do a second; None on a CPU, or where its type is not known."""
+    if not torch.cuda.is_available():
+        return None
+    memory_gib = torch.cuda.get_device_properties().total_memory / 2**30
+    gpu = gpus.of_device(torch.cuda.get_device_name(), memory_gib)
+    return None if gpu is None else gpu.peak_flops
+
+
+def utilisation(flops: float | None, peak: float | None, num_ranks: int) -> dict[str, float | None]:
+    """Columns of the metrics.
+
+    Args:
+        flops: a second, of all ranks.
+    """
+    return {
+        "tflops_per_s": None if flops is None else flops / 1e12,
+        "mfu_frac": None if flops is None or peak is None else flops / (peak * num_ranks),
+    }
