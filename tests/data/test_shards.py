@@ -99,6 +99,8 @@ def test_a_writer_without_samples_writes_nothing(tmp_path: Path) -> None:
         ([".a.json"], "hidden"),
         (["a.json", "a.pyd"], "'a.pyd' is not KEY.EXTENSION"),
         (["a.json", "a.jpg.pickle"], "not KEY.EXTENSION"),
+        (["a.json", "a.other.json"], "nor a frame KEY.000.jpg"),
+        (["a.json", "a.0.en.txt"], "not KEY.EXTENSION"),
         (["a.JSON"], "not KEY.EXTENSION"),
         (["a"], "not KEY.EXTENSION"),
         (["a\x1b[2J.json"], "not KEY.EXTENSION"),

@@ -20,7 +20,7 @@ import simplejpeg
 from webdataset import TarWriter
 
 from vlm.data import tar
-from vlm.data.layout import EXTENSIONS, LATENTS, split_names
+from vlm.data.layout import EXTENSIONS, IMAGE_EXTENSIONS, LATENTS, split_names
 from vlm.data.schema import Sample
 from vlm.errors import DataError, SampleError
 
@@ -29,7 +29,8 @@ MAX_SAMPLE_BYTES = 256 << 20
 _CHUNK_BYTES = 1 << 20
 JPEG_QUALITY = 95
 
-_NAME = re.compile(rf"([^./\\]+)\.((?:[^./\\]+\.)?(?:{'|'.join(map(re.escape, EXTENSIONS))}))")
+_FRAME = rf"\d+\.(?:{'|'.join(IMAGE_EXTENSIONS)})"
+_NAME = re.compile(rf"[^./\\]+\.(?:{'|'.join(map(re.escape, EXTENSIONS))}|{_FRAME})")
 
 
 class SampleRange(NamedTuple):
@@ -123,7 +124,10 @@ def member_fault(member: tar.Member) -> str:
         return f"member {name!r} is {member.odd_type}; expected regular files"
     if "/" in name or "\\" in name or name.startswith("."):
         return f"member {name!r} is in a folder or hidden; expected KEY.EXTENSION"
-    return f"member {name!r} is not KEY.EXTENSION with one of {', '.join(EXTENSIONS)}"
+    return (
+        f"member {name!r} is not KEY.EXTENSION with one of {', '.join(EXTENSIONS)}, nor a frame "
+        "KEY.000.jpg"
+    )
 
 
 def read_range(read: tar.Read, offset: int, length: int, where: str) -> bytes | memoryview:
