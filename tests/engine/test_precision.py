@@ -13,34 +13,46 @@ from tests.engine.test_step import STEPS, reference
 from vlm.config import Recipe
 from vlm.engine.step import StepResult, read, train_step
 
+KINDS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-def train_in(precision: str, recipe: Recipe) -> list[StepResult]:
-    """Losses under ZeRO-2 with gradients that add up in float32."""
+
+def train_in(precision: str, stage: int, recipe: Recipe) -> list[StepResult]:
+    """Losses with gradients that add up in float32."""
+    from deepspeed.accelerator import get_accelerator
+
     changes: dict = {"bf16": {"enabled": precision == "bf16"}}
     if precision == "fp16":
         changes["fp16"] = {"enabled": True, "initial_scale_power": 8}
-    engine = engines.make_engine(2, recipe, engines.make_model(), **changes)
-    kinds = {p.dtype for p in engine.module.parameters()}
-    assert kinds == {{"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)}
-    assert engine.optimizer.gradient_accumulation_dtype == torch.float32
-    masters = engine.optimizer.single_partition_of_fp32_groups
+    # this CPU's half precision is slow, which is why DeepSpeed refuses it, but as exact as any
+    with mock.patch.object(get_accelerator(), "is_fp16_supported", return_value=True):
+        engine = engines.make_engine(stage, recipe, engines.make_model(), **changes)
+    assert {p.dtype for p in engine.module.parameters()} == {KINDS[precision]}
+    zero = engine.optimizer
+    sharded = stage == 3
+    masters = zero.fp32_partitioned_groups_flat if sharded else zero.single_partition_of_fp32_groups
+    assert zero.gradient_accumulation_dtype == torch.float32
     assert {master.dtype for master in masters} == {torch.float32}
     return [
         read(train_step(engine, engines.mine(engines.micro_batches(step)))) for step in range(STEPS)
     ]
 
 
+@pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize(
-    ("precision", "tolerance"), [("fp32", 2e-4), ("fp16", 5e-3), ("bf16", 3e-2)]
+    ("precision", "loss", "norm"), [("fp32", 1e-5, 1e-4), ("fp16", 1e-3, 0.3), ("bf16", 5e-3, 0.3)]
 )
-def test_precisions_differ_by_their_rounding_alone(precision: str, tolerance: float) -> None:
-    recipe = engines.recipe()
+def test_precisions_differ_by_their_rounding_alone(
+    precision: str, loss: float, norm: float, stage: int
+) -> None:
+    # so slow that weights do not drift apart, which would tell more of the weights than of rounding
+    recipe = engines.recipe("optim.lr={vision: 1e-6, connector: 1e-6, language: 1e-6}")
     expected = reference(recipe).results
-    for found in ranks(2).run(train_in, precision, recipe):
+    for found in ranks(2).run(train_in, precision, stage, recipe):
         for one, other in zip(found, expected, strict=True):
             assert one.applied
-            assert one.losses["loss"] == pytest.approx(other.losses["loss"], rel=tolerance)
-            assert one.grad_norm == pytest.approx(other.grad_norm, rel=10 * tolerance)
+            assert one.losses["loss"] == pytest.approx(other.losses["loss"], rel=loss)
+            # cancelling sums make the norm of this small model far less exact than its loss
+            assert one.grad_norm == pytest.approx(other.grad_norm, rel=norm)
 
 
 #: what makes the host wait for a device; `nonzero` must know how much it finds
@@ -80,5 +92,7 @@ def waits(recipe: Recipe) -> tuple[list[str], list[str]]:
 def test_a_step_waits_for_nothing_but_what_deepspeed_waits_for() -> None:
     ((during, reading),) = ranks(1).run(waits, engines.recipe())
     assert [name for name in during if "/vlm/" in name] == []
-    assert len(during) <= 2, "DeepSpeed asks once a step whether gradients are finite"
+    # once a step, behind its last backward pass: DeepSpeed asks of each of 6 groups whether its
+    # norm is finite, and Adam on a CPU for each one's count of steps
+    assert len(during) <= 1 + 2 * 6
     assert [name.rpartition("/")[2] for name in reading] == ["step.py"]

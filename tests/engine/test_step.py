@@ -197,7 +197,8 @@ def test_adapters_train_and_what_they_adapt_does_not(stage: int) -> None:
     check_equal(found, reference(recipe, 0.5, MICRO_BATCHES, make), stage)
 
 
-def overflow(recipe: Recipe) -> list[StepResult]:
+def overflow(recipe: Recipe) -> tuple[StepResult, float]:
+    """What became of a step without finite gradients, and the rate of the next."""
     model = engines.make_model()
     with torch.no_grad():
         model.connector.q_init.weight.fill_(math.inf)
@@ -207,9 +208,12 @@ def overflow(recipe: Recipe) -> list[StepResult]:
     result = read(train_step(engine, engines.micro_batches(0)))
     after = engine.module.state_dict()["connector.dino_to_llm.weight"]
     assert torch.equal(before, after)
-    return result
+    rates = {group["name"]: group["lr"] for group in engine.optimizer.param_groups}
+    return result, rates["language"]
 
 
-def test_a_step_that_deepspeed_skips_is_not_applied() -> None:
-    (result,) = ranks(1).run(overflow, engines.recipe())
+def test_a_step_that_deepspeed_skips_is_not_applied_and_still_counts() -> None:
+    recipe = engines.recipe("optim.lr_at.1.language=0.5")
+    ((result, rate),) = ranks(1).run(overflow, recipe)
     assert not result.applied
+    assert rate == pytest.approx(0.5)  # the warmup of ceil(0.3 * 6) = 2 steps is over

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlm.batch import Batch
 
@@ -84,12 +85,22 @@ class LanguageModel(nn.Module):
             return self._run_flat(embeds, batch, prefix_only)
         length = batch.max_prefix if prefix_only else batch.max_seqlen
         rows = to_rows(embeds, batch)[:, :length]
-        hidden = self.lm.get_decoder()(inputs_embeds=rows, use_cache=False).last_hidden_state
+        hidden = self.lm.get_decoder()(
+            inputs_embeds=rows, past_key_values=self._no_cache(), use_cache=False
+        ).last_hidden_state
         row, column = coordinates(batch)
         if prefix_only:
             at = _frame_states(batch)
             row, column = row[at], column[at]
         return hidden[row, column]
+
+    def _no_cache(self) -> Cache | None:
+        # transformers drops a cache where it recomputes, with a warning; some models have their own
+        recomputes = self.training and any(
+            isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing
+            for layer in self.lm.modules()
+        )
+        return None if recomputes or self.lm._is_stateful else _NoCache()
 
     def _run_flat(self, embeds: Tensor, batch: Batch, prefix_only: bool) -> Tensor:
         # position ids that start anew mark the borders of samples for varlen kernels
@@ -165,6 +176,16 @@ class LanguageModel(nn.Module):
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
+
+
+class _NoCache(DynamicCache):
+    """Keeps nothing. Without a cache transformers looks for several samples in a row, which makes
+    the host wait for the device at every call."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
 
 
 def loss_chunks(max_tokens: float, vocab_size: int) -> int:
