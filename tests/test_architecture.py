@@ -35,6 +35,7 @@ UNTESTED = {
     "vlm/train/run.py": "every run of tests/train and tests/ckpt is built by it",
     "vlm/train/views.py": "tests/train/test_metrics.py looks at what they show",
     "vlm/train/watch.py": "tests/train/test_loop.py and test_incidents.py read what it writes",
+    "vlm/autoencoder.py": "tests/data/test_latents.py and tests/models/test_latent.py",
     "vlm/config_model.py": "a section of what tests/test_config.py tests",
     "vlm/config_train.py": "sections of what tests/test_config.py tests",
     "vlm/dist.py": "tests/engine and tests/train run it on two ranks",

@@ -50,6 +50,8 @@ class Batch:
     max_seqlen: int
     #: tokens of the longest sample up to its last frame; at least 1
     max_prefix: int
+    #: (F, C, h, w) what an autoencoder makes of the frames; None where samples bring none
+    latents: Tensor | None = None
     #: S names, so that any error can say which samples it met
     keys: list[str]
     #: "text", "image" or "video"

@@ -69,6 +69,21 @@ class FoveationConfig(Strict):
         return 1
 
 
+class LatentConfig(FoveationConfig):
+    """Foveation that also predicts the next frame's latent (family `foveated_latent`)."""
+
+    #: weight of the coarse pass' square error beside the fine one's
+    coarse_weight: float = Field(1.0, ge=0)
+    head: Literal["film", "mlp", "cross_attention"] = "film"
+    #: weight of the square error beside the caption's cross entropy, in the joint mode
+    reconstruction_weight: float = Field(0.5, ge=0)
+    #: of the latents: channels, and numbers on a side
+    latent_channels: int = Field(4, gt=0)
+    latent_size: int = Field(32, gt=0)
+    #: folder or id of the AutoencoderKL that makes latents of samples that bring none
+    autoencoder: str | None = None
+
+
 class PoolingConfig(Strict):
     """A fixed grid of tokens for every frame (family `multi_token`)."""
 
@@ -90,10 +105,11 @@ class BlindConfig(Strict):
         return 0
 
 
-Family = Literal["foveated", "multi_token", "blind"]
-ConnectorConfig = FoveationConfig | PoolingConfig | BlindConfig
+Family = Literal["foveated", "foveated_latent", "multi_token", "blind"]
+ConnectorConfig = LatentConfig | FoveationConfig | PoolingConfig | BlindConfig
 CONNECTORS: dict[str, type[ConnectorConfig]] = {
     "foveated": FoveationConfig,
+    "foveated_latent": LatentConfig,
     "multi_token": PoolingConfig,
     "blind": BlindConfig,
 }

@@ -10,13 +10,13 @@ configuration says; T is the number of frames. A mean is the same every time, a 
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import safetensors.numpy
 import torch
 from safetensors import SafetensorError
 
+from vlm.autoencoder import Autoencoder
 from vlm.errors import ConfigError, SampleError
 
 MAX_LATENTS_BYTES = 64 << 20
@@ -37,17 +37,13 @@ class LatentEncoder:
         Raises:
             ConfigError: diffusers is not installed, or there is no such model.
         """
-        self.model = _load(name)
-        config = self.model.config
-        self.scale = float(config.scaling_factor)
-        self.shift = float(config.shift_factor or 0.0)
-        #: pixels on a side of one latent
-        self.stride = 2 ** (len(config.block_out_channels) - 1)
+        self.autoencoder = Autoencoder(name)
 
     def check_size(self, size: int) -> None:
         """ConfigError unless frames of this size have whole latents."""
-        if size % self.stride:
-            raise ConfigError(f"size {size}: expected a multiple of the latents' {self.stride}")
+        if size % self.autoencoder.stride:
+            stride = self.autoencoder.stride
+            raise ConfigError(f"size {size}: expected a multiple of the latents' {stride}")
 
     def encode(self, frames: Sequence[np.ndarray]) -> bytes:
         """The member of a sample.
@@ -59,12 +55,7 @@ class LatentEncoder:
             SampleError: the autoencoder gave a number that float16 does not hold.
         """
         pixels = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)  # (T, 3, H, W)
-        parts = []
-        with torch.inference_mode():
-            for batch in pixels.split(_BATCH):
-                scaled = batch.to(self.model.device, self.model.dtype) / 127.5 - 1
-                mean = self.model.encode(scaled).latent_dist.mean
-                parts.append(((mean - self.shift) * self.scale).half().cpu())
+        parts = [self.autoencoder.encode(batch).half().cpu() for batch in pixels.split(_BATCH)]
         latents = torch.cat(parts)  # (T, C, H / stride, W / stride)
         if not torch.isfinite(latents).all():
             raise SampleError("latents that are not finite")
@@ -108,22 +99,3 @@ def read_latents(body: bytes | memoryview, num_frames: int, where: str) -> np.nd
     if not np.isfinite(latents).all():
         raise SampleError(f"{where}: holds numbers that are not finite")
     return latents
-
-
-def _load(name: str) -> Any:
-    try:
-        # an optional dependency
-        from diffusers import AutoencoderKL
-    except ImportError:
-        raise ConfigError(
-            "latents need diffusers, which is not installed; pip install saccade[latents]"
-        ) from None
-    problems = []
-    for folder in (None, "vae"):
-        try:
-            model = AutoencoderKL.from_pretrained(name, subfolder=folder, use_safetensors=True)
-        except (OSError, ValueError) as error:
-            problems.append(str(error))
-        else:
-            return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    raise ConfigError(f"latents {name}: no AutoencoderKL in safetensors: {problems[0]}")

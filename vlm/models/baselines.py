@@ -6,7 +6,7 @@ Nothing here chooses where to look.
 Legend: N tokens, F frames, S samples, L longest sample, H language width.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from vlm.batch import Batch
 from vlm.models import generate
-from vlm.models.family import FamilyConfig, Output, random_lm, random_tower
+from vlm.models.family import FamilyConfig, Output, Prefill, random_lm, random_tower
 from vlm.models.language import LanguageModel
 from vlm.models.pooling import Pooling
 from vlm.models.splice import fill
@@ -58,8 +58,7 @@ class OnePass(PreTrainedModel):
     def losses_by_mode(self, batch: Batch) -> dict[str, Tensor]:
         return {"one_pass": self(batch).loss_sum}
 
-    def prefill(self, batch: Batch, mode: Mode) -> tuple[Tensor, Any]:
-        """(S, L, H) hidden states of the samples and the cache behind them."""
+    def prefill(self, batch: Batch, mode: Mode) -> Prefill:
         return self.language.prefill(self.embed(batch), batch)
 
 

@@ -5,7 +5,7 @@ A family is a ``PreTrainedModel`` with ``vision``, ``connector`` and ``language`
 * ``modes``, all its forward modes, the first of which is its own; ``train_modes`` have a gradient;
 * ``forward(batch, mode, measure_all) -> Output``;
 * ``losses_by_mode(batch)``, what evaluation reports;
-* ``prefill(batch, mode)``, hidden states of prompts and the cache behind them, for ``generate``.
+* ``prefill(batch, mode) -> Prefill``, for ``generate``.
 
 Not here: the families themselves, and what the parts compute.
 """
@@ -26,6 +26,17 @@ class Output(NamedTuple):
     parts: dict[str, Tensor]
     #: (T,) detached, of each learned token, of the part that matters most; None: not measured
     token_losses: Tensor | None = None
+
+
+class Prefill(NamedTuple):
+    """Prompts that have been read."""
+
+    #: (S, L, H), pads on the right
+    hidden: Tensor
+    #: keys and values, L entries for each sample
+    cache: Any
+    #: (S,) tokens of each sample
+    lengths: Tensor
 
 
 class FamilyConfig(PreTrainedConfig):

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from vlm.batch import Batch
 from vlm.models import generate
-from vlm.models.family import FamilyConfig, Output, random_lm, random_tower
+from vlm.models.family import FamilyConfig, Output, Prefill, random_lm, random_tower
 from vlm.models.foveation import Foveation
 from vlm.models.language import LanguageModel, coordinates, new_cache, to_rows
 from vlm.models.splice import fill
@@ -50,6 +50,7 @@ class FoveatedModel(PreTrainedModel):
     """Vision tower, foveation and language model, and how they meet."""
 
     config_class = FoveatedConfig
+    connector_class: type[Foveation] = Foveation
     base_model_prefix = ""
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -72,7 +73,7 @@ class FoveatedModel(PreTrainedModel):
         looks = {name: connector.pop(name, False) for name in ("shallow", "sees_itself")}
         self.vision = VisionEncoder(tower, **looks)
         self.language = LanguageModel(lm)
-        self.connector = Foveation(
+        self.connector = self.connector_class(
             vision_dim=self.vision.dim, language_dim=self.language.dim, **connector
         )
         self.post_init()
@@ -99,7 +100,7 @@ class FoveatedModel(PreTrainedModel):
             hidden = self.language(fill(text, batch.frame_index, tokens), batch)
             losses = self.language.token_losses(hidden, batch)
             # a parameter without a gradient keeps that of the step before under ZeRO-3
-            asked = self.next_queries(batch, _at_frames(hidden, batch))
+            asked = self.next_queries(batch, at_frames(hidden, batch))
             coarse = losses.sum() + 0.0 * asked.sum().to(losses.dtype)
             return Output(coarse, {"coarse": coarse}, losses.detach())
         names = self.pass_names
@@ -138,7 +139,7 @@ class FoveatedModel(PreTrainedModel):
         embeds = fill(text, batch.frame_index, tokens)
         if weight > 0 or (measure and not torch.is_grad_enabled()):
             hidden = self.language(embeds, batch)
-            return Pass(_at_frames(hidden, batch), hidden)
+            return Pass(at_frames(hidden, batch), hidden)
         asking = self.language(embeds, batch, prefix_only=True)
         if not measure:
             return Pass(asking, None)
@@ -160,11 +161,10 @@ class FoveatedModel(PreTrainedModel):
             "autoregressive": self(batch, mode="autoregressive").parts["fine"],
         }
 
-    def prefill(self, batch: Batch, mode: Mode) -> tuple[Tensor, Any]:
-        """(S, L, H) hidden states of the samples and the cache behind them."""
+    def prefill(self, batch: Batch, mode: Mode) -> Prefill:
         if mode == "autoregressive":
             hidden, kv, _ = self.autoregressive_rows(batch)
-            return hidden, kv
+            return Prefill(hidden, kv, batch.cu_seqlens.diff())
         _, cache = self.vision(batch.frames)
         coarse = mode == "coarse_only"
         queries = self.static_queries(batch) if coarse else self.last_queries(batch, cache)
@@ -190,23 +190,30 @@ class FoveatedModel(PreTrainedModel):
         return queries
 
     @torch.no_grad()
-    def autoregressive_hidden(self, batch: Batch) -> Tensor:
+    def autoregressive_hidden(self, batch: Batch, text: Tensor | None = None) -> Tensor:
         """(N, H) hidden states with queries from the fine stream itself."""
-        rows, _, _ = self.autoregressive_rows(batch)
+        rows, _, _ = self.autoregressive_rows(batch, text)
         return rows[coordinates(batch)]
 
     @torch.no_grad()
-    def autoregressive_rows(self, batch: Batch) -> tuple[Tensor, Any, Tensor]:
+    def autoregressive_rows(
+        self, batch: Batch, text: Tensor | None = None
+    ) -> tuple[Tensor, Any, Tensor]:
         """Reads every sample position by position up to its last frame, the rest at once.
+
+        Args:
+            text: (N, H) what stands where no frame does; None: embeddings of the ids.
 
         Returns:
             (S, L, H) hidden states, the key-value cache behind them, and the (F, Q) queries used.
         """
         _, kv = self.vision(batch.frames)
-        rows = to_rows(self.language.embed(batch.input_ids), batch)
+        text = self.language.embed(batch.input_ids) if text is None else text
+        rows = to_rows(text, batch)
         frame_at, queries = self._frame_table(batch), self.connector.q_init(len(batch.frames))
         queries, cache, hidden = queries.clone(), new_cache(), []
-        for column in range(batch.max_prefix if batch.has_frames else 0):
+        last = batch.position_ids[batch.frame_index].max() + 1 if batch.has_frames else 0
+        for column in range(int(last)):
             frame = frame_at[:, column]
             row = (frame >= 0).nonzero().flatten()
             frame = frame[row]
@@ -252,6 +259,6 @@ def pass_weights(num_passes: int, loss: Literal["final", "mean", "progressive"])
     return [weight / sum(each) for weight in each]
 
 
-def _at_frames(hidden: Tensor, batch: Batch) -> Tensor:
+def at_frames(hidden: Tensor, batch: Batch) -> Tensor:
     """(N, H) -> (F, H); the first token stands in for a frame that nobody owns."""
     return hidden[batch.frame_index] if batch.has_frames else hidden[:1]

@@ -28,11 +28,10 @@ def generate(
     Returns:
         The new ids of each sample, without the end of turn.
     """
-    hidden, cache = model.prefill(batch, mode or model.modes[0])
-    lengths = batch.cu_seqlens.diff()
+    hidden, cache, lengths = model.prefill(batch, mode or model.modes[0])
     rows = torch.arange(batch.num_samples, device=lengths.device)
     state = hidden[rows, lengths - 1]
-    columns = torch.arange(batch.max_seqlen, device=lengths.device)
+    columns = torch.arange(hidden.shape[1], device=lengths.device)
     mask = (columns < lengths[:, None]).long()
     done = torch.zeros_like(lengths, dtype=torch.bool)
     new: list[Tensor] = []

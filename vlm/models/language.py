@@ -19,6 +19,7 @@ from transformers import Cache, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlm.batch import Batch
+from vlm.models.family import Prefill
 
 #: most logits at a time, in numbers: 256 MB in float32
 MAX_LOGITS = 1 << 26
@@ -147,10 +148,11 @@ class LanguageModel(nn.Module):
         """(..., H) -> (..., V)."""
         return self.lm.get_output_embeddings()(hidden)
 
-    def prefill(self, embeds: Tensor, batch: Batch) -> tuple[Tensor, Cache]:
-        """(N, H) -> (S, L, H) hidden states and the cache behind them."""
+    def prefill(self, embeds: Tensor, batch: Batch) -> Prefill:
+        """(N, H) embeddings of prompts, read with a cache."""
         cache = DynamicCache()
-        return self.run_rows(to_rows(embeds, batch), cache), cache
+        hidden = self.run_rows(to_rows(embeds, batch), cache)
+        return Prefill(hidden, cache, batch.cu_seqlens.diff())
 
     def run_rows(
         self,

@@ -19,10 +19,12 @@ from vlm.config_model import FoveationConfig, ModelConfig, PartConfig, VisionCon
 from vlm.errors import CheckpointError, ConfigError
 from vlm.models.baselines import BlindModel, MultiTokenModel
 from vlm.models.foveated import FoveatedModel
+from vlm.models.latent import FoveatedLatentModel
 from vlm.models.vision import QUERYABLE
 
 FAMILIES: dict[str, Any] = {
     "foveated": FoveatedModel,
+    "foveated_latent": FoveatedLatentModel,
     "multi_token": MultiTokenModel,
     "blind": BlindModel,
 }

@@ -42,6 +42,7 @@ COLUMNS = (
     "cost_left",
     "loss",  # what is minimised, per loss token of the whole step
     "loss_fine",  # cross entropy of the fine pass
+    "loss_caption",  # cross entropy, where fine and coarse are square errors
     "loss_fine_first",  # of the first fine pass, where there are several
     "loss_coarse",  # cross entropy of the coarse pass
     "loss_ratio",  # coarse / fine
@@ -72,6 +73,7 @@ COLUMNS = (
     "attention_entropy",
     "eval_loss",
     "eval_loss_fine",
+    "eval_loss_caption",
     "eval_loss_fine_first",
     "eval_loss_coarse",
     "eval_loss_ratio",
