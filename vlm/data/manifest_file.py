@@ -142,4 +142,7 @@ def read(path: Path, columns: Sequence[str]) -> tuple[Header, pa.Table]:
         reason = schema.explain(error)
     except (OSError, pa.ArrowException) as error:
         reason = str(error).partition("\n")[0]
-    raise DataError(f"manifest {path}: {reason}; expected a whole file written by build_manifest")
+    raise DataError(
+        f"manifest {path}: {reason}; expected a whole file that this version's build_manifest "
+        "wrote; build it again"
+    )
