@@ -6,6 +6,7 @@ import yaml
 from pydantic import ValidationError
 
 from vlm import config
+from vlm.config_model import FoveationConfig, PoolingConfig
 from vlm.errors import ConfigError, one_line
 
 RECIPES = sorted(Path(__file__).parents[1].glob("recipes/*.yaml"))
@@ -243,3 +244,30 @@ def test_the_connector_has_the_keys_of_its_family(tmp_path: Path) -> None:
     assert config.load(write(tmp_path, config.to_yaml(recipe))) == recipe
     wrong = refusal(tmp_path, "model.family=multi_token", "model.connector.query_dim=8")
     assert "model.connector.query_dim: unknown key; known here: tokens_per_frame, red" in wrong
+
+
+def test_an_overlay_holds_only_what_it_changes(tmp_path: Path) -> None:
+    load(tmp_path, optim={"betas": [0.9, 0.95], "lr": {"vision": 0.5}})
+    (tmp_path / "overlays").mkdir()
+    middle, top = tmp_path / "overlays" / "middle.yaml", tmp_path / "overlays" / "top.yaml"
+    middle.write_text("base: ../recipe.yaml\noptim: {lr: {language: 0.25}, betas: [0.8, 0.9]}\n")
+    top.write_text("base: middle.yaml\nname: top\nmodel: {connector: {query_bias: true}}\n")
+    found = config.load(top, ["train.steps=3"])
+    assert (found.name, found.train.steps, found.optim.betas) == ("top", 3, (0.8, 0.9))
+    assert (found.optim.lr.vision, found.optim.lr.language) == (0.5, 0.25)
+    assert found.model.connector == FoveationConfig(query_bias=True)
+    assert config.load(tmp_path / "recipe.yaml").model.connector == FoveationConfig()
+    middle.write_text("base: ../recipe.yaml\nmodel: {family: multi_token}\n")
+    (tmp_path / "recipe.yaml").write_text(
+        yaml.safe_dump(tree() | {"model": tree()["model"] | {"connector": {"query_dim": 8}}})
+    )
+    assert config.load(middle).model.connector == PoolingConfig()
+    middle.write_text("base: top.yaml\n")
+    with pytest.raises(ConfigError, match="is its own base"):
+        config.load(top)
+    middle.write_text("base: gone.yaml\n")
+    with pytest.raises(ConfigError, match="gone.yaml: No such file"):
+        config.load(top)
+    middle.write_text("base: [1]\n")
+    with pytest.raises(ConfigError, match="base: found .1., expected the path"):
+        config.load(top)

@@ -1,8 +1,9 @@
 """The recipe: what is trained, on what, for how long.
 
-A recipe is YAML. ``load`` reads it, applies ``a.b=value`` overrides and checks every key and type;
-what it returns is frozen. What DeepSpeed owns (sharding, clipping, precision) is not here but in
-``ds_configs/``; ``vlm.engine.ds_config`` refuses a value that stands in both.
+A recipe is YAML, whole or as changes to a ``base`` recipe. ``load`` reads it, applies
+``a.b=value`` overrides and checks every key and type; what it returns is frozen. What DeepSpeed
+owns (sharding, clipping, precision) is not here but in ``ds_configs/``; ``vlm.engine.ds_config``
+refuses a value that stands in both.
 """
 
 import difflib
@@ -237,6 +238,21 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: no such file, not YAML, an unknown key, a wrong type or value; the message
             holds the dotted path.
     """
+    tree = _read(path, ())
+    for override in overrides:
+        _apply_override(tree, override)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(path, error, tree)) from None
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The keys of a recipe over those of its ``base``, the path of another one beside it.
+
+    Args:
+        above: recipes that have this one as a base.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -251,12 +267,29 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"recipe {path} is not YAML: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"recipe {path}: found {type(tree).__name__}, expected a mapping of keys")
-    for override in overrides:
-        _apply_override(tree, override)
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(_explain(path, error, tree)) from None
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise ConfigError(f"recipe {path}: base: found {base!r}, expected the path of a recipe")
+    if path.resolve() in above:
+        raise ConfigError(f"recipe {path}: is its own base; name another recipe")
+    return _over(tree, _read(path.parent / base, (*above, path.resolve())))
+
+
+def _over(tree: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """Sections are joined key by key; lists and values replace those of the base.
+
+    Another family takes nothing of the base's connector: its keys are those of its family.
+    """
+    joined = dict(base)
+    if "family" in tree and tree["family"] != base.get("family"):
+        joined.pop("connector", None)
+    for key, value in tree.items():
+        below = joined.get(key)
+        both = isinstance(value, dict) and isinstance(below, dict)
+        joined[key] = _over(value, below) if both else value
+    return joined
 
 
 def to_yaml(recipe: Recipe) -> str:

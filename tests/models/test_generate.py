@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.models.reference import plain_hidden, plain_queries, sample
 from tests.models.tiny import make_batch, make_model
 from vlm.models.foveated import MODES, FoveatedModel, Mode
-from vlm.models.generate import generate
+from vlm.models.generate import choose, generate
 
 PROMPTS = [(3, 5), (1, 9), (0, 4), (5, 2)]
 
@@ -68,3 +68,26 @@ def test_one_new_token_takes_no_step_behind_the_prompt() -> None:
     model, batch = make_model(), make_batch(PROMPTS)
     whole = generate(model, batch, eos_token_id=-1, max_new_tokens=3)
     assert generate(model, batch, eos_token_id=-1, max_new_tokens=1) == [r[:1] for r in whole]
+
+
+def test_draws_follow_the_temperature_and_stay_within_top_p() -> None:
+    """Frequencies against probabilities by hand: .5, .3, .15, .05 at a temperature of 2."""
+    wanted = torch.tensor([0.15, 0.5, 0.05, 0.3])
+    logits = (2 * wanted.log()).expand(20_000, -1)
+    for top_p, expected in ((1.0, wanted), (0.8, torch.tensor([0.0, 0.625, 0.0, 0.375]))):
+        generator = torch.Generator().manual_seed(0)
+        drawn = choose(logits, 2.0, top_p, generator)
+        found = torch.bincount(drawn, minlength=4) / len(drawn)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0.015)
+    assert (choose(logits[:3], 2.0, 1e-9, None) == 1).all()
+    assert (choose(logits[:3], 0.0, 1.0, None) == 1).all()
+
+
+def test_a_seed_decides_what_is_drawn() -> None:
+    model, batch = make_model(), make_batch(PROMPTS)
+    options = {"eos_token_id": -1, "max_new_tokens": 6, "temperature": 0.7, "top_p": 0.9}
+    one, same, other = (
+        model.generate(batch, generator=torch.Generator().manual_seed(seed), **options)
+        for seed in (1, 1, 2)
+    )
+    assert one == same != other

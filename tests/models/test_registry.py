@@ -18,11 +18,13 @@ from tests.models.tiny import (
     make_model,
     make_tower,
 )
+from vlm import config
 from vlm.config_model import CONNECTORS, Family, ModelConfig
 from vlm.errors import CheckpointError, ConfigError, one_line
 from vlm.models import registry
 from vlm.models.foveated import MODES, FoveatedModel
 
+ABLATIONS = Path(__file__).parents[2] / "recipes" / "ablations"
 SMALL_VISION = {
     "model_type": "dinov2",
     "hidden_size": 384,
@@ -184,6 +186,16 @@ def test_baselines_are_families_of_a_recipe(
     batch = make_batch([(3, 5), (0, 4)], per_frame=per_frame)
     assert batch.has_frames == (per_frame > 0)
     assert model(batch).loss_sum.isfinite()
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in ABLATIONS.glob("*.yaml")))
+def test_ablations_are_small_overlays_that_can_be_built(name: str) -> None:
+    path = ABLATIONS / f"{name}.yaml"
+    found = config.load(path)
+    assert found.name == f"quickstart_{name}" and len(path.read_text().splitlines()) < 15
+    with torch.device("meta"):
+        model = registry.build(found.model, VOCAB, 0)
+    assert set(found.train.modes) <= set(model.train_modes)
 
 
 def test_every_family_of_a_recipe_can_be_built() -> None:
