@@ -2,7 +2,6 @@
 
 import tempfile
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from vlm.batch import IGNORE_INDEX, Batch, build_batch
 from vlm.config import Recipe
+from vlm.data.collate import Collator
 
 #: any id that is no placeholder
 PAD = 0
@@ -37,27 +37,29 @@ def samples_of(batch: Batch) -> list[Sample]:
 
 
 def pad(samples: list[Sample], image_token_id: int, tokens_per_frame: int) -> Batch:
-    """Every sample with the most frames and the longest text among them."""
-    most = max(1, max(len(sample.frames) for sample in samples))
-    blank = next((s.frames[:1] for s in samples if len(s.frames)), torch.zeros(1, 3, 224, 224))
+    """Every sample with the most frames and the longest text among them; text alone without."""
+    most = max(len(sample.frames) for sample in samples)
+    longest = max(len(s.input_ids) - tokens_per_frame * len(s.frames) for s in samples)
     frames, ids, labels = [], [], []
-    texts = [len(s.input_ids) - tokens_per_frame * len(s.frames) for s in samples]
-    for sample, text in zip(samples, texts, strict=True):
+    for sample in samples:
         missing = most - len(sample.frames)
-        frames += [sample.frames, torch.zeros_like(blank).expand(missing, -1, -1, -1)]
+        frames += [sample.frames, sample.frames.new_zeros(missing, *sample.frames.shape[1:])]
         before = [image_token_id] * (missing * tokens_per_frame)
-        after = [PAD] * (max(texts) - text)
+        after = [PAD] * (most * tokens_per_frame + longest - len(before) - len(sample.input_ids))
         ids.append([*before, *sample.input_ids, *after])
-        labels.append([IGNORE_INDEX] * len(before) + sample.labels + [IGNORE_INDEX] * len(after))
+        # nothing stands before a sample's first token to predict it, and no pad shall
+        learned = [IGNORE_INDEX, *sample.labels[1:]]
+        labels.append([IGNORE_INDEX] * len(before) + learned + [IGNORE_INDEX] * len(after))
+    blank = samples[0].frames.new_zeros(1, *samples[0].frames.shape[1:])
     return build_batch(
-        frames=torch.cat(frames).to(torch.uint8),
+        frames=torch.cat(frames) if most else blank,
         frame_counts=[most] * len(samples),
         input_ids=ids,
         labels=labels,
         image_token_id=image_token_id,
         tokens_per_frame=tokens_per_frame,
         keys=[str(i) for i in range(len(samples))],
-        kind="video",
+        kind="video" if most else "text",
     )
 
 
@@ -69,6 +71,7 @@ class _Loss(nn.Module):
         self.model = model
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        batch = batch.to(next(self.model.parameters()).device)
         return {"loss": self.model(batch).loss_sum / max(1, batch.num_loss_tokens)}
 
 
@@ -89,7 +92,7 @@ def train_hf(
     samples: list[Sample],
     recipe: Recipe,
     settings: dict[str, Any],
-    collate: Callable[[list[Sample]], Batch],
+    collator: Collator,
 ) -> tuple[float, int, int]:
     """Seconds, real tokens and global steps of one pass over ``samples`` less its first step.
 
@@ -101,7 +104,7 @@ def train_hf(
 
     def collate_counted(chosen: list[Sample]) -> dict[str, Batch]:
         tokens.append(sum(len(sample.input_ids) for sample in chosen))
-        return {"batch": collate(chosen)}
+        return {"batch": pad(chosen, collator.image_token_id, collator.tokens_per_frame)}
 
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,36 +1,41 @@
 """Puts the training step beside HF Trainer and beside a bare PyTorch loop, in one interleaved run.
 
-    python bench/step.py --recipe recipes/quickstart.yaml
-    python bench/step.py --recipe recipes/quickstart.yaml --geometry 1.7b      (on a GPU)
+    python -m bench.step --recipe recipes/quickstart.yaml --out step.json
+    python -m bench.step --recipe recipes/quickstart.yaml --geometry 1.7b      (on a GPU)
 
-Same model, samples, precision, optimizer and clipping for all; one process.
+Same model, samples, precision, optimizer and clipping for all; one process. In each round:
 
 * ``toolkit``: loader, DeepSpeed engine and step of ``launch/train.py``; decoding is on its bill.
-* ``bare``: forward, backward, clipping and AdamW on batches that were made before: the ceiling.
-* ``hf``: HF Trainer with DeepSpeed. Samples decoded before, drawn at random, as many to a
-  micro-batch as the toolkit's hold on average; padded to the longest text and most frames of it.
+* ``bare``: forward, backward, clipping and AdamW on the batches that the toolkit just made: the
+  ceiling.
+* ``hf``: HF Trainer with DeepSpeed on the same samples, decoded before and drawn at random, as many
+  to a micro-batch as the toolkit's hold on average; padded to the longest text and most frames.
 
-Real tokens only: neither padding nor its time is credited. ``--geometry`` takes a model's sizes
-with random weights and batches of one shape, leaves ``hf`` out and measures model FLOPs
-utilisation.
+Real tokens only: what is padding is not credited. ``--geometry`` takes a model's sizes with random
+weights and batches of one shape, leaves ``hf`` out and measures model FLOPs utilisation.
 """
 
 import argparse
 import copy
+import itertools
+import json
+import os
+import platform
+import shlex
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from bench.hf import Sample, pad, samples_of, train_hf
-from vlm import config
-from vlm.batch import Batch, build_batch
+from bench.hf import samples_of, train_hf
+from vlm import config, gpus
+from vlm.batch import IGNORE_INDEX, Batch, build_batch
 from vlm.config import Recipe
 from vlm.config_model import ModelConfig
 from vlm.data.position import Position
@@ -38,17 +43,20 @@ from vlm.engine import ds_config, optim
 from vlm.engine.cpu import on_cpu, prepare_cpu
 from vlm.engine.setup import build_engine, start_process
 from vlm.engine.step import read, train_step
+from vlm.errors import command
 from vlm.models import registry
+from vlm.models.flops import FlopCounter, shapes_of
 from vlm.train import data
 
-#: bf16 without sparsity
-PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0}
+#: SmolLM2's width, layers, heads, key-value heads, inner width
 LANGUAGE = {
     "135m": (576, 30, 9, 3, 1536),
     "1.7b": (2048, 24, 32, 32, 8192),
 }
 VOCAB, IMAGE, SIZE = 49_152, 3, 224
 WARM_STEPS = 2
+#: samples of a micro-batch of one shape, frames of each, text tokens of each
+SHAPE = (8, 16, 240)
 
 
 class Block(NamedTuple):
@@ -57,6 +65,18 @@ class Block(NamedTuple):
     seconds: float
     num_tokens: int
     num_steps: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.num_tokens / self.seconds
+
+    @property
+    def step_s(self) -> float:
+        return self.seconds / self.num_steps
+
+
+Blocks = dict[str, list[Block]]
+Step = Sequence[Batch]
 
 
 def geometry(recipe: Recipe, name: str) -> Recipe:
@@ -75,26 +95,28 @@ def geometry(recipe: Recipe, name: str) -> Recipe:
     vision = {"model_type": "dinov2", "image_size": SIZE, "patch_size": 14, "hidden_size": 384}
     vision |= {"num_hidden_layers": 12, "num_attention_heads": 6}
     changed = recipe.model.model_dump() | {
-        "language": {"config": language, "gradient_checkpointing": True},
-        "vision": {"config": vision, "gradient_checkpointing": True},
+        "language": {"config": language},
+        "vision": {"config": vision},
     }
     return recipe.model_copy(update={"model": ModelConfig.model_validate(changed)})
 
 
-def random_batch(seed: int, samples: int, frames: int, text: int) -> Batch:
+def random_batch(seed: int) -> Batch:
+    samples, frames, text = SHAPE
     made = torch.Generator().manual_seed(seed)
     ids = torch.randint(4, VOCAB, (samples, text), generator=made).tolist()
     pixels = torch.randint(0, 256, (samples * frames, 3, SIZE, SIZE), generator=made)
-    return build_batch(
+    batch = build_batch(
         frames=pixels.to(torch.uint8),
         frame_counts=[frames] * samples,
         input_ids=[[IMAGE] * frames + row for row in ids],
-        labels=[[-100] * frames + row for row in ids],
+        labels=[[IGNORE_INDEX] * frames + row for row in ids],
         image_token_id=IMAGE,
         tokens_per_frame=1,
         keys=[str(i) for i in range(samples)],
         kind="video",
     )
+    return batch.pin_memory() if torch.cuda.is_available() else batch
 
 
 def wait(device: torch.device) -> None:
@@ -102,32 +124,41 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def tokens_of(steps: Sequence[Sequence[Batch]]) -> int:
+def tokens_of(steps: Sequence[Step]) -> int:
     return sum(batch.input_ids.numel() for step in steps for batch in step)
 
 
 class Bare:
-    """The same arithmetic without a toolkit."""
+    """The same arithmetic without a toolkit: on a GPU bfloat16 with float32 masters and sums."""
 
     def __init__(self, model: Any, recipe: Recipe, device: torch.device, clip: float) -> None:
-        self.model, self.device, self.clip = model.to(device).train(), device, clip
-        optim.freeze(self.model, recipe.model)
-        self.optimizer, self.schedule = optim.optimizer(
-            self.model, recipe, fused=device.type == "cuda"
-        )
+        self.device, self.clip = device, clip
+        masters = model.to(device).train()
+        optim.freeze(masters, recipe.model)
+        on_gpu = device.type == "cuda"
+        self.optimizer, self.schedule = optim.optimizer(masters, recipe, fused=on_gpu)
+        self.model = copy.deepcopy(masters).bfloat16() if on_gpu else masters
+        self.masters = [p for p in masters.parameters() if p.requires_grad]
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.copies = list(zip(trained, self.masters, strict=True)) if on_gpu else []
 
-    def step(self, batches: Sequence[Batch]) -> None:
+    def step(self, batches: Step) -> None:
         tokens = sum(batch.num_loss_tokens for batch in batches)
         for batch in batches:
-            with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
-                output = self.model(batch)
-            (output.loss_sum / tokens).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            (self.model(batch).loss_sum / tokens).backward()
+            for parameter, master in self.copies:
+                grad = parameter.grad.float()
+                master.grad = grad if master.grad is None else master.grad.add_(grad)
+                parameter.grad = None
+        torch.nn.utils.clip_grad_norm_(self.masters, self.clip)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
+        with torch.no_grad():
+            for parameter, master in self.copies:
+                parameter.copy_(master)
 
-    def run(self, steps: Sequence[Sequence[Batch]]) -> Block:
+    def run(self, steps: Sequence[Step]) -> Block:
         ready = [[batch.to(self.device) for batch in step] for step in steps]
         wait(self.device)
         started = time.perf_counter()
@@ -137,7 +168,8 @@ class Bare:
         return Block(time.perf_counter() - started, tokens_of(steps), len(steps))
 
 
-def run_toolkit(engine: Any, source: Iterator[Sequence[Batch]], num_steps: int) -> Block:
+def run_toolkit(engine: Any, source: Iterator[Step], num_steps: int) -> tuple[Block, list[Step]]:
+    """Also the steps it ran."""
     seen = []
     started = time.perf_counter()
     for _ in range(num_steps):
@@ -146,20 +178,112 @@ def run_toolkit(engine: Any, source: Iterator[Sequence[Batch]], num_steps: int) 
         seen.append(batches)
     read(pending)
     wait(engine.device)
-    return Block(time.perf_counter() - started, tokens_of(seen), num_steps)
+    return Block(time.perf_counter() - started, tokens_of(seen), num_steps), seen
 
 
-def loaded(recipe: Recipe, source: data.DataSource) -> Iterator[Sequence[Batch]]:
+def loaded(recipe: Recipe, source: data.DataSource) -> Iterator[Step]:
     with closing(data.steps(source, recipe, 0, 1, Position())) as steps:
         for step in steps:
             yield step.batches
 
 
-def count_flops(bare: Bare, batches: Sequence[Batch]) -> float:
-    """Of forward and backward of one global step, as the operators say."""
-    with FlopCounterMode(display=False) as counter:
-        bare.step([batch.to(bare.device) for batch in batches])
-    return float(counter.get_total_flops())
+def measure(args: argparse.Namespace, recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
+    """All figures of a run."""
+    cpu = on_cpu()
+    machine = start_process(recipe.train.cpu_threads)
+    opened = None
+    if args.geometry:
+        recipe, vocab = geometry(recipe, args.geometry), VOCAB
+        made = [random_batch(i) for i in range(recipe.data.micro_batches)]
+        source: Iterator[Step] = itertools.repeat(made)
+    else:
+        tokenizer = data.load_tokenizer(recipe)
+        opened, vocab = data.open_source(recipe, tokenizer, training=True), len(tokenizer)
+        source = loaded(recipe, opened)
+    model = registry.build(recipe.model, vocab, recipe.seed)
+    bare = Bare(copy.deepcopy(model), recipe, machine.device, settings["gradient_clipping"])
+    plain = copy.deepcopy(model)
+    engine = build_engine(model, recipe, settings, cpu)
+    engine.train()
+    bare.run(run_toolkit(engine, source, WARM_STEPS)[1])
+    blocks: Blocks = {"toolkit": [], "bare": [], "hf": []}
+    for _ in range(args.rounds):
+        block, steps = run_toolkit(engine, source, args.steps)
+        blocks["toolkit"].append(block)
+        blocks["bare"].append(bare.run(steps))
+        if opened is not None:
+            samples = [one for step in steps for batch in step for one in samples_of(batch)]
+            found = train_hf(copy.deepcopy(plain), samples, recipe, settings, opened.collator)
+            blocks["hf"].append(Block(*found))
+    figures = summary({name: found for name, found in blocks.items() if found})
+    if args.geometry:
+        counter = FlopCounter(bare.model)
+        flops = sum(counter.micro_batch(shapes_of(batch)).model for batch in made)
+        figures["mfu"] = utilisation(blocks, flops, machine.device)
+    return figures
+
+
+def summary(blocks: Blocks) -> dict[str, Any]:
+    """Medians over rounds; ratios by rounds, because neighbours in time shared a machine's load."""
+    toolkit, bare = blocks["toolkit"], blocks["bare"]
+    ratios = {
+        name: statistics.median(
+            mine.tokens_per_s / other.tokens_per_s
+            for mine, other in zip(toolkit, found, strict=True)
+        )
+        for name, found in blocks.items()
+        if name != "toolkit"
+    }
+    overheads = [mine.step_s - other.step_s for mine, other in zip(toolkit, bare, strict=True)]
+    return {
+        "contestants": {name: _contestant(found) for name, found in blocks.items()},
+        "toolkit_over": ratios,
+        "overhead_s": statistics.median(overheads),
+    }
+
+
+def _contestant(blocks: list[Block]) -> dict[str, float]:
+    rates = [block.tokens_per_s for block in blocks]
+    return {
+        "tokens_per_s": statistics.median(rates),
+        "min_tokens_per_s": min(rates),
+        "max_tokens_per_s": max(rates),
+        "step_s": statistics.median(block.step_s for block in blocks),
+    }
+
+
+def utilisation(blocks: Blocks, flops: float, device: torch.device) -> dict[str, Any]:
+    """Model FLOP/s by contestant, and their share of what the GPU could do."""
+    name, gpu = "CPU", None
+    if device.type == "cuda":
+        about = torch.cuda.get_device_properties(device)
+        name, gpu = about.name, gpus.of_device(about.name, about.total_memory / 2**30)
+    found: dict[str, Any] = {"device": name}
+    for contestant in ("toolkit", "bare"):
+        rate = flops / statistics.median(block.step_s for block in blocks[contestant])
+        mfu = None if gpu is None else rate / gpu.peak_flops
+        found[contestant] = {"flops_per_s": rate, "mfu_frac": mfu}
+    return found
+
+
+def table(figures: dict[str, Any]) -> str:
+    """As Markdown."""
+    lines = [
+        "| contestant | real tokens/s (median) | min | max | ms a step | toolkit is |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in figures["contestants"].items():
+        ratio = figures["toolkit_over"].get(name)
+        rates = (found[f"{which}tokens_per_s"] for which in ("", "min_", "max_"))
+        cells = [name, *(f"{rate:.0f}" for rate in rates), f"{1000 * found['step_s']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} | {'' if ratio is None else f'{ratio:.3f} x'} |")
+    lines += ["", f"A step's overhead (loop minus model): {1000 * figures['overhead_s']:.1f} ms."]
+    if mfu := figures.get("mfu"):
+        for name in ("toolkit", "bare"):
+            share, rate = mfu[name]["mfu_frac"], mfu[name]["flops_per_s"] / 1e12
+            of_peak = "" if share is None else f", MFU {share:.1%}"
+            lines.append(f"{name} on {mfu['device']}: {rate:.1f} TFLOP/s{of_peak}.")
+    return "\n".join(lines) + "\n"
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -169,14 +293,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="global steps of a round")
     parser.add_argument("--geometry", choices=LANGUAGE)
+    parser.add_argument("--out", type=Path, help="JSON with all figures and what they are of")
     parser.add_argument("overrides", nargs="*", metavar="a.b=value")
     return parser.parse_intermixed_args(argv)
 
 
 def main(argv: Sequence[str]) -> int:
     args = parse(argv)
-    cpu = on_cpu()
-    if cpu:
+    if on_cpu():
         prepare_cpu()
     recipe = config.load(args.recipe, args.overrides)
     settings = ds_config.resolve(
@@ -185,86 +309,20 @@ def main(argv: Sequence[str]) -> int:
         recipe_path=args.recipe,
         micro_batches=recipe.data.micro_batches,
         world_size=1,
-        cpu=cpu,
+        cpu=on_cpu(),
     )
-    machine = start_process(recipe.train.cpu_threads)
-    if args.geometry:
-        recipe = geometry(recipe, args.geometry)
-        made = [random_batch(i, 8, 16, 64) for i in range(recipe.data.micro_batches)]
-        source, ceiling_steps = iter(lambda: made, None), iter(lambda: made, None)
-        vocab = VOCAB
-    else:
-        tokenizer = data.load_tokenizer(recipe)
-        opened = data.open_source(recipe, tokenizer, training=True)
-        source, ceiling_steps = loaded(recipe, opened), loaded(recipe, opened)
-        vocab = len(tokenizer)
-    model = registry.build(recipe.model, vocab, recipe.seed)
-    bare = Bare(copy.deepcopy(model), recipe, machine.device, settings["gradient_clipping"])
-    plain = copy.deepcopy(model)
-    engine = build_engine(model, recipe, settings, cpu)
-    engine.train()
-    run_toolkit(engine, source, WARM_STEPS)
-    bare.run([next(ceiling_steps) for _ in range(WARM_STEPS)])
-    blocks: dict[str, list[Block]] = {"toolkit": [], "bare": [], "hf": []}
-    for _ in range(args.rounds):
-        blocks["toolkit"].append(run_toolkit(engine, source, args.steps))
-        steps = [next(ceiling_steps) for _ in range(args.steps)]
-        blocks["bare"].append(bare.run(steps))
-        if not args.geometry:
-            samples = [one for step in steps for batch in step for one in samples_of(batch)]
-            blocks["hf"].append(hf_block(plain, samples, recipe, settings, opened.collator))
-    report(blocks)
-    if args.geometry:
-        report_mfu(blocks, count_flops(bare, made), args.steps, machine.device)
+    figures = measure(args, recipe, settings)
+    sys.stdout.write(table(figures))
+    if args.out is not None:
+        about = {
+            "command": f"python -m bench.step {shlex.join(argv)}",
+            "cpus": os.cpu_count(),
+            "processor": platform.machine(),
+            "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers")},
+        }
+        args.out.write_text(json.dumps(about | figures, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
-def hf_block(
-    model: Any, samples: list[Sample], recipe: Recipe, settings: dict[str, Any], collator: Any
-) -> Block:
-    def collate(chosen: list[Sample]) -> Batch:
-        return pad(chosen, collator.image_token_id, collator.tokens_per_frame)
-
-    return Block(*train_hf(copy.deepcopy(model), samples, recipe, settings, collate))
-
-
-def report(blocks: dict[str, list[Block]]) -> None:
-    rates = {
-        name: [block.num_tokens / block.seconds for block in found]
-        for name, found in blocks.items()
-        if found
-    }
-    sys.stdout.write("contestant  real tokens/s (median)      min      max  ms a step\n")
-    for name, found in rates.items():
-        step_ms = statistics.median(1000 * b.seconds / b.num_steps for b in blocks[name])
-        sys.stdout.write(
-            f"{name:10} {statistics.median(found):23.0f} {min(found):8.0f} {max(found):8.0f} "
-            f"{step_ms:10.1f}\n"
-        )
-    # by rounds: neighbours in time shared the machine's load
-    for name in [name for name in rates if name != "toolkit"]:
-        ratio = statistics.median(
-            mine / other for mine, other in zip(rates["toolkit"], rates[name], strict=True)
-        )
-        sys.stdout.write(f"toolkit / {name}: {ratio:.3f}\n")
-    overhead = statistics.median(
-        1000 * (mine.seconds - ceiling.seconds) / mine.num_steps
-        for mine, ceiling in zip(blocks["toolkit"], blocks["bare"], strict=True)
-    )
-    sys.stdout.write(f"overhead of a step (loop minus model): {overhead:.2f} ms\n")
-
-
-def report_mfu(
-    blocks: dict[str, list[Block]], flops: float, num_steps: int, device: torch.device
-) -> None:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    peak = next((tflops for gpu, tflops in PEAK_TFLOPS.items() if gpu in name), None)
-    for contestant in ("toolkit", "bare"):
-        seconds = statistics.median(block.seconds for block in blocks[contestant]) / num_steps
-        reached = flops / seconds / 1e12
-        share = f", {reached / peak:.1%} of {peak:.0f}" if peak else ""
-        sys.stdout.write(f"{contestant} on {name}: {reached:.1f} TFLOP/s{share}\n")
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command(main)()
