@@ -265,11 +265,17 @@ def open_mosaicml(data: Data, cores: int, state: Any) -> Stream:
     dataset = Decoded(local=str(data.folder / "mds"), shuffle=True, batch_size=1)
     # several at a time cannot be joined, as their frames differ in number
     loader = streaming.StreamingDataLoader(
-        dataset, batch_size=1, num_workers=_workers(cores), collate_fn=_only
+        dataset, batch_size=1, num_workers=_workers(cores), collate_fn=_counted_as_one
     )
     if state is not None:
         loader.load_state_dict(state)
-    return Stream(map(_taken, loader), loader.state_dict)
+    items = (_taken(batch["samples"][0]) for batch in loader)
+    return Stream(items, loader.state_dict)
+
+
+def _counted_as_one(samples: list[Any]) -> dict[str, list[Any]]:
+    """Its state counts what the first value of a batch holds."""
+    return {"samples": samples}
 
 
 def _only(samples: list[Any]) -> Any:
