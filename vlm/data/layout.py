@@ -48,10 +48,13 @@ def split_names(names: Collection[str]) -> dict[str, tuple[str, str]]:
     A key ends at the first dot, as everywhere in WebDataset, but for ``KEY_000.jpg``: it is a frame
     of KEY if there is a KEY.json or KEY.txt among ``names``, and no such member of its own.
     """
-    split = {name: (name.partition(".")[0], name.partition(".")[2]) for name in names}
+    split: dict[str, tuple[str, str]] = {}
+    for name in names:
+        key, _, suffix = name.partition(".")
+        split[name] = (key, suffix)
     worded = {key for key, suffix in split.values() if suffix in WORD_EXTENSIONS}
     for name in names:
-        found = _UNDERSCORED.fullmatch(name)
+        found = _UNDERSCORED.fullmatch(name) if "_" in name else None
         if found and found[1] in worded and split[name][0] not in worded:
             split[name] = (found[1], found[2])
     return split

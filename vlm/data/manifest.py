@@ -102,9 +102,9 @@ class Manifest:
     def keys(self, rows: Sequence[int] | np.ndarray) -> list[str]:
         return self._keys.take(pa.array(rows)).to_pylist()
 
-    def content_hash(self, rows: Sequence[int] | np.ndarray) -> list[bytes]:
-        """16 bytes for each row: XXH3 of the sample's members in their order."""
-        return self._content_hashes.take(pa.array(rows)).to_pylist()
+    def content_hash(self, row: int) -> bytes:
+        """16 bytes: XXH3 of the sample's members in their order."""
+        return self._content_hashes[row].as_py()
 
     @functools.cached_property
     def _content_hashes(self) -> pa.Array:

@@ -164,9 +164,9 @@ class Plan:
 
     def question_first(self, row: int, epoch: int) -> bool:
         """Whether a sample's question stands before its frames; ``epoch`` of its MicroBatch."""
-        share = decimal(self.policy.question_first_frac)
-        if not share:
+        if not self.policy.question_first_frac:
             return False
+        share = decimal(self.policy.question_first_frac)
         drawn = int(philox(self.policy.seed, QUESTION, epoch, row).random_raw(1)[0])
         return drawn < share * 2**64
 

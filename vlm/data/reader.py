@@ -86,7 +86,7 @@ class Reader:
         stored = int(manifest.num_frames[own])
         decode_frames(content, out[:stored], manifest.sampling, where)
         # last, because a fault found above is named more exactly
-        if content_hash(members.values()) != manifest.content_hash([own])[0]:
+        if content_hash(members.values()) != manifest.content_hash(own):
             raise SampleError(
                 f"{where}: its content is not what the manifest was built from; the shard has "
                 "changed, build the manifest again"
