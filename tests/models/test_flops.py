@@ -75,6 +75,14 @@ def test_frozen_parts_in_every_mode(frozen: tuple[str, ...], mode: str) -> None:
     check(model, MIXED, mode.replace("coarse_loss", "coarse_fine"))
 
 
+@pytest.mark.parametrize("fine_weights", [(0.0, 0.0, 1.0), (0.25, 0.75)], ids=str)
+def test_several_fine_passes(fine_weights: tuple[float, ...]) -> None:
+    model = make_model()
+    model.coarse_weight, model.fine_weights = 0.0, fine_weights
+    model.vision.gradient_checkpointing = True
+    check(model, MIXED, "coarse_fine")
+
+
 @pytest.mark.parametrize("batch", [TEXT, QUESTION_FIRST], ids=["text", "question first"])
 @pytest.mark.parametrize("mode", ["coarse_only", "coarse_fine"])
 def test_micro_batches_of_other_kinds(batch: Batch, mode: str) -> None:

@@ -36,6 +36,7 @@ from vlm.evaluate.report import Answered, Clip, ReportData, write_report
 from vlm.models import registry
 from vlm.train import data
 from vlm.train.metrics import read_rows
+from vlm.train.model import limit_logits
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def judge(run_dir: Path, max_samples: int) -> Path:
     metrics = read_rows(run_dir / "metrics.jsonl")
     collator, samples, keys = held_out(recipe, checkpoint / MODEL, max_samples)
     model = registry.load(checkpoint / MODEL).eval()
+    limit_logits(model, recipe)
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
     log.info("loss of %d samples in every mode", len(samples))

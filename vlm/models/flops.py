@@ -138,24 +138,27 @@ class FlopCounter:
             self._language(parts["language"], work.stepped, False)
             self._score(parts["head"], work, False)
         else:
-            tokens = self._look(parts, work, self._learned, lean, first=True)
-            if mode == "coarse_only":
-                hidden = self._language(parts["language"], work.full, tokens)
-                self._score(parts["head"], work, hidden)
-                self._to_query.run(parts["connector"], work.num_frames, hidden)
-            else:
-                scored = self._model.coarse_weight > 0
-                reach = work.full if scored else work.prefix
-                hidden = self._language(parts["language"], reach, tokens)
-                if scored:
-                    self._score(parts["head"], work, hidden)
-                asked = self._to_query.run(parts["connector"], work.num_frames, hidden)
-                tokens = self._look(parts, work, asked or self._learned, lean, first=False)
-                hidden = self._language(parts["language"], work.full, tokens)
-                self._score(parts["head"], work, hidden)
+            self._passes(parts, work, mode, lean)
         if not trains:
             parts = {name: Flops(flops.forward) for name, flops in parts.items()}
         return parts
+
+    def _passes(self, parts: dict[str, Flops], work: _Work, mode: Mode, lean: bool) -> None:
+        """Looks and readings in turn; each look but the first asks from the reading before."""
+        model, asked = self._model, False
+        weights = (model.coarse_weight, *model.fine_weights)
+        if mode == "coarse_only":
+            weights = (1.0,)
+        for index, weight in enumerate(weights):
+            grad = asked or self._learned
+            tokens = self._look(parts, work, grad, lean, first=index == 0)
+            reach = work.full if weight > 0 else work.prefix
+            hidden = self._language(parts["language"], reach, tokens)
+            if weight > 0:
+                self._score(parts["head"], work, hidden)
+            # the coarse mode asks, too, so that all parameters have a gradient
+            if index + 1 < len(weights) or mode == "coarse_only":
+                asked = self._to_query.run(parts["connector"], work.num_frames, hidden)
 
     def _patches(self, flops: Flops, work: _Work, lean: bool) -> None:
         """The patch stream. Only keys and values are used of its last layer."""

@@ -14,8 +14,8 @@ from vlm.batch import Batch
 from vlm.config import Recipe, to_yaml
 from vlm.data.plan import Position
 from vlm.engine import optim
-from vlm.models import registry
 from vlm.train import data
+from vlm.train import model as models
 
 
 def dry_run(recipe: Recipe, ds_config: dict[str, Any]) -> int:
@@ -44,7 +44,7 @@ def dry_run(recipe: Recipe, ds_config: dict[str, Any]) -> int:
 
 def _parameter_table(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Table:
     with torch.device("meta"):
-        model = registry.build(recipe.model, len(tokenizer), recipe.seed)
+        model = models.build(recipe, len(tokenizer))
     table = Table("component", "parameters", "trains", "learning rate", title="Parameters")
     counts = optim.freeze(model, recipe.model)
     for count in counts:

@@ -19,8 +19,8 @@ from vlm.data.loader import LoadedStep
 from vlm.data.plan import Plan, Position
 from vlm.engine.setup import Machine, build_engine
 from vlm.errors import ConfigError
-from vlm.models import registry
 from vlm.train import chain, data
+from vlm.train import model as models
 from vlm.train.preempt import Preemption
 
 #: sections of the DeepSpeed file that change what is computed, not only where it lies
@@ -80,7 +80,7 @@ def build_run(
     tokenizer = data.load_tokenizer(recipe)
     train = data.open_source(recipe, tokenizer, training=True)
     held_out = data.open_source(recipe, tokenizer, training=False)
-    model = registry.build(recipe.model, len(tokenizer), recipe.seed)
+    model = models.build(recipe, len(tokenizer))
     # what goes on has weights of its own, and outlives the stage before
     if recipe.model.init_from is not None and not finished_in(recipe.output_dir / "checkpoints"):
         chain.load_weights(model, recipe.model.init_from)

@@ -1,0 +1,76 @@
+"""Bytes found without running against what autograd is handed in real passes."""
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.models import tiny
+from vlm.models.foveated import FoveatedModel
+from vlm.train.activations import PassBytes, pass_bytes
+
+BATCH = tiny.make_batch([(9, 12), (0, 5), (4, 30)])
+
+
+def prepare(frozen: list[str], checkpointed: bool, chunks: int, **language: Any) -> FoveatedModel:
+    config = tiny.make_config()
+    config.language_config = {**config.language_config, **language}
+    model = FoveatedModel(config).train()
+    for part in frozen:
+        model.get_submodule(part).requires_grad_(False)
+    if checkpointed:
+        model.vision.gradient_checkpointing = model.connector.gradient_checkpointing = True
+        model.language.lm.gradient_checkpointing_enable({"use_reentrant": False})
+    model.language.num_loss_chunks = chunks
+    return model
+
+
+def estimated(mode: str, *setup: Any, **language: Any) -> PassBytes:
+    with torch.device("meta"):
+        model = prepare(*setup, **language)
+    return pass_bytes(model, BATCH, torch.bfloat16, mode)  # type: ignore[arg-type]
+
+
+def saved(mode: str, *setup: Any) -> int:
+    """What is handed to autograd in a real forward pass and is still there at its end."""
+    model = prepare(*setup).to(torch.bfloat16)
+    given = [*model.parameters(), *model.buffers(), *filter(is_tensor, vars(BATCH).values())]
+    own = {tensor.untyped_storage().data_ptr() for tensor in given}
+    found: dict[int, tuple[weakref.ref, int]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[id(storage)] = weakref.ref(storage), storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(BATCH, mode=mode).loss_sum
+    total = sum(size for storage, size in found.values() if storage() is not None)
+    assert loss.requires_grad
+    return total
+
+
+def is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+@pytest.mark.parametrize("mode", ["coarse_only", "coarse_fine"])
+@pytest.mark.parametrize("frozen", [[], ["vision"], ["connector", "language"]], ids=str)
+def test_what_is_kept_for_the_backward_pass(mode: str, frozen: list[str]) -> None:
+    assert estimated(mode, frozen, False, 1).kept == pytest.approx(
+        saved(mode, frozen, False, 1), rel=0.05
+    )
+
+
+def test_checkpointing_and_pieces_keep_less() -> None:
+    plain, lean = (estimated("coarse_fine", [], on, 1) for on in (False, True))
+    assert lean.kept < 0.6 * plain.kept and lean.peak < plain.peak
+    vocab = {"vocab_size": 5000}
+    whole, pieces = (estimated("coarse_fine", [], True, n, **vocab) for n in (1, 4))
+    # in a pass back: 16-bit logits, their float32 copy, its softmax, gradients of some of them
+    numbers = BATCH.num_loss_tokens * 5000
+    assert 8 * numbers <= whole.logits <= 16 * numbers
+    assert pieces.logits < 0.4 * whole.logits

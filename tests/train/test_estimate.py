@@ -1,0 +1,74 @@
+"""Sums, time and advice of an estimate. Its parts are held to real passes in their own tests."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.train import helpers
+from vlm.config import COMPONENTS
+from vlm.gpus import Gpu
+from vlm.train.estimate import (
+    BY_SPEED,
+    RESERVED,
+    Estimate,
+    Fit,
+    Hardware,
+    _advice,
+    estimate,
+)
+
+GIB = 2**30
+
+
+def run(folder: Path) -> Estimate:
+    recipe = helpers.recipe(folder)
+    config = {**helpers.resolved(2, 2), "bf16": {"enabled": True}}
+    config["zero_optimization"] |= {"reduce_bucket_size": 1000, "allgather_bucket_size": 1000}
+    hardware = Hardware(Gpu(1e12, 80.0), 1, 2, 0.5, 3.0)
+    return estimate(recipe, config, 300, hardware)
+
+
+def test_sums_time_and_money(tmp_path: Path) -> None:
+    found = run(tmp_path)
+    assert list(found.fits) == [
+        *("zero0", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
+    ]
+    assert found.chosen == "zero2" and found.advice == "zero2 fits"
+    fit = found.fits["zero2"]
+    parts = fit.weights + fit.gradients + fit.optimizer + fit.buckets
+    parts += fit.activations + fit.logits + fit.frames
+    assert fit.total == parts + fit.reserved and fit.reserved > RESERVED
+    assert found.fits["zero3_offload"].host > found.fits["zero3"].host
+    # two ranks at best share the work equally, at 0.5 of 1e12 operations a second
+    assert found.step_s >= found.hardware_flops / 2 / 0.5e12
+    assert found.step_s <= 1.5 * found.hardware_flops / 2 / 0.5e12
+    assert found.hours == pytest.approx(found.step_s * helpers.STEPS / 3600)
+    assert found.price == pytest.approx(found.hours * 2 * 3.0)
+    assert found.model_flops < found.hardware_flops
+
+
+def fit(name: str, total: float, passing: float) -> Fit:
+    """In GiB."""
+    parts = dict.fromkeys(("weights", "gradients", "optimizer", "buckets", "logits", "frames"), 0)
+    activations, size = int(passing * GIB), int(total * GIB)
+    return Fit(
+        name, **parts, activations=activations, reserved=0, total=size, host=0, fits=size <= 8 * GIB
+    )
+
+
+def advice(chosen: str, totals: dict[str, float], *overrides: str, passing: float = 3.0) -> str:
+    fits = {name: fit(name, totals.get(name, 20.0), passing) for name in BY_SPEED}
+    hardware = Hardware(Gpu(1e12, 8.0), 1, 2, 0.5, None)
+    return _advice(chosen, fits, helpers.recipe(Path("unused"), *overrides), hardware)
+
+
+def test_advice_says_what_to_change_first() -> None:
+    assert advice("zero1", {"zero1": 7.0}) == "zero1 fits"
+    two = {"zero3": 7.0, "zero2_offload": 5.0}
+    assert advice("zero2", two) == "zero2 does not fit: use ds_configs/zero3.json"
+    near = {"zero3_offload": 9.0}
+    assert "set model.vision.gradient_checkpointing=true model.language" in advice("zero2", near)
+    lean = [f"model.{part}.gradient_checkpointing=true" for part in COMPONENTS]
+    # one GiB of three too much, and a tenth to spare
+    assert "lower data.budget from 300 to about 190" in advice("zero2", near, *lean)
+    assert "zero3_offload needs 9 GiB of 8" in advice("zero2", near, passing=0.5)

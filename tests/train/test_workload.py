@@ -1,0 +1,63 @@
+"""Shapes from the plan alone against those of batches that the loader makes."""
+
+import itertools
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.train import helpers
+from vlm.data.plan import Position
+from vlm.errors import DataError
+from vlm.models.flops import Shapes, shapes_of
+from vlm.train import data, workload
+
+
+def test_shapes_are_those_of_the_batches_to_come(tmp_path: Path) -> None:
+    recipe = helpers.recipe(tmp_path)
+    tokenizer = data.load_tokenizer(recipe)
+    source = data.open_source(recipe, tokenizer, training=True)
+    work = workload.of_recipe(recipe, (1, 1), 2)
+    assert len(work.steps) == len(source.plan.window(0)[: recipe.train.steps])
+    for rank in range(2):
+        with closing(data.steps(source, recipe, rank, 2, Position())) as steps:
+            for found, loaded in zip(work.steps, itertools.islice(steps, 3), strict=False):
+                for shapes, batch in zip(found[rank], loaded.batches, strict=True):
+                    real = shapes_of(batch)
+                    assert shapes._replace(prefixes=()) == real._replace(prefixes=())
+                    for guess, prefix in zip(shapes.prefixes, real.prefixes, strict=True):
+                        assert abs(guess - prefix) <= workload.HEADER
+    everything = [shapes for step in work.steps for own in step for shapes in own]
+    assert max(len(s.lengths) * max(s.lengths) for s in everything) <= max(
+        len(s.lengths) * max(s.lengths) for s in work.worst
+    )
+    assert max(s.num_frames for s in everything) <= max(s.num_frames for s in work.worst)
+
+
+def test_a_batch_of_any_shape() -> None:
+    for shapes in (
+        Shapes((12, 5, 8), (7, 0, 6), 5, 9, (16, 16)),
+        Shapes((5, 6), (0, 0), 0, 9, (8, 8)),
+    ):
+        built = shapes_of(workload.batch_of(shapes))
+        assert built.lengths == shapes.lengths
+        assert max(built.prefixes) <= max(shapes.prefixes)
+        assert built._replace(prefixes=()) == shapes._replace(prefixes=())
+
+
+def test_without_a_manifest_the_worst_case_is_stated(tmp_path: Path) -> None:
+    recipe = helpers.recipe(tmp_path, f"data.train={tmp_path}/none.parquet", "data.budget=4000")
+    work = workload.of_recipe(recipe, (16, 24), 2)
+    cost = 64 + 256 + 64 * recipe.data.frame_cost
+    (worst,) = work.worst
+    assert worst.lengths == (320,) * int(4000 // cost)
+    assert worst.frame_size == (16, 24)
+    assert f"{64 * len(worst.lengths) // 64} samples with 64 frames of 16 x 24 px" in work.source
+    assert [len(own) for own in work.steps[0]] == [2, 2]
+
+
+def test_a_damaged_manifest_is_no_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "broken.parquet").write_bytes(b"no")
+    recipe = helpers.recipe(tmp_path, f"data.train={tmp_path}/broken.parquet")
+    with pytest.raises(DataError, match=r"broken\.parquet"):
+        workload.of_recipe(recipe, (16, 16), 2)

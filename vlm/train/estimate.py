@@ -1,0 +1,267 @@
+"""Memory, time and price of a run that has not started: what fits where, and what it costs.
+
+1. The model is built on the meta device and frozen as the recipe says.
+2. The plan gives its heaviest micro-batches and a sample of its steps (``vlm.train.workload``).
+3. Each is passed through the model without contents (``vlm.train.activations``).
+4. DeepSpeed's states come on top, for each stage and offload (``vlm.engine.memory``).
+5. Operations of the sampled steps give time and price (``vlm.models.flops``).
+
+Not here: how it is shown (``launch/estimate.py``).
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vlm.config import Recipe
+from vlm.engine import memory, optim
+from vlm.engine.memory import Sizes, StateBytes
+from vlm.errors import ConfigError
+from vlm.gpus import Gpu
+from vlm.models.flops import FlopCounter, Shapes
+from vlm.models.foveated import FoveatedModel, Mode
+from vlm.train import model as models
+from vlm.train import workload
+from vlm.train.activations import PassBytes, pass_bytes
+from vlm.train.workload import Workload
+
+#: driver, kernels, NCCL and what the allocator cannot use: bytes, and a share of the rest
+RESERVED, UNUSABLE_FRAC = 1 << 30, 0.05
+#: which stage to try first
+BY_SPEED = ("zero2", "zero1", "zero3", "zero2_offload", "zero3_offload", "zero0")
+#: micro-batches on the device: the one that is computed, and the next one on its way
+ON_DEVICE = 2
+
+
+@dataclass(frozen=True)
+class Hardware:
+    gpu: Gpu
+    nodes: int
+    gpus_per_node: int
+    #: share of the peak that executed operations reach
+    mfu: float
+    #: of one GPU for an hour; None if it is not known
+    price: float | None
+
+    @property
+    def num_gpus(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One stage: bytes of the GPU with most on it, by part."""
+
+    name: str
+    weights: int
+    gradients: int
+    optimizer: int
+    buckets: int
+    activations: int
+    logits: int
+    #: pixels of micro-batches
+    frames: int
+    reserved: int
+    #: at the worst moment; parts that come and go are not all there at once
+    total: int
+    #: of the node's memory, over its ranks: offloaded states, and decoded micro-batches ahead
+    host: int
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    source: str
+    #: worst micro-batch: samples, padded tokens, frames, learned tokens
+    worst: dict[str, int]
+    fits: dict[str, Fit]
+    #: which of them the DeepSpeed file is
+    chosen: str
+    advice: str
+    num_parameters: int
+    num_trainable: int
+    num_steps: int
+    #: operations of a step over all GPUs: needed, and executed (padding, recomputation)
+    model_flops: float
+    hardware_flops: float
+    step_s: float
+    hours: float
+    price: float | None
+
+
+def estimate(
+    recipe: Recipe, ds_config: dict[str, Any], vocab_size: int, hardware: Hardware
+) -> Estimate:
+    """
+    Args:
+        ds_config: from ``vlm.engine.ds_config.resolve``, for GPUs.
+        vocab_size: of the tokenizer.
+
+    Raises:
+        ConfigError: a family whose operations nobody counts, or parts that cannot be built.
+    """
+    model = _meta_model(recipe, vocab_size)
+    size = int(model.vision.tower.config.image_size)
+    work = workload.of_recipe(recipe, (size, size), hardware.num_gpus)
+    sizes = memory.sizes_of(model, recipe.optim)
+    modes: list[Mode] = list(recipe.train.modes) or ["coarse_fine"]  # type: ignore[arg-type]
+    stages = memory.variants(ds_config)
+    passes: dict[torch.dtype, tuple[Shapes, PassBytes]] = {}
+    for config in stages.values():
+        dtype = memory.compute_dtype(config)
+        if dtype not in passes:
+            passes[dtype] = _worst_pass(recipe, vocab_size, work, dtype, modes)
+    fits = {}
+    for name, config in stages.items():
+        shapes, worst = passes[memory.compute_dtype(config)]
+        states = memory.state_bytes(sizes, config, hardware.num_gpus)
+        fits[name] = _fit(name, states, worst, shapes, recipe, hardware)
+    chosen = _name(ds_config)
+    shapes = passes[memory.compute_dtype(stages[chosen])][0]
+    needed, executed, step_s = _step(model, recipe, work, hardware)
+    hours = step_s * recipe.train.steps / 3600
+    return Estimate(
+        source=work.source,
+        worst={
+            "samples": len(shapes.lengths),
+            "padded_tokens": len(shapes.lengths) * max(shapes.lengths),
+            "frames": shapes.num_frames,
+            "learned_tokens": shapes.num_loss_tokens,
+        },
+        fits=fits,
+        chosen=chosen,
+        advice=_advice(chosen, fits, recipe, hardware),
+        num_parameters=_num_parameters(sizes),
+        num_trainable=sizes.num_trainable,
+        num_steps=recipe.train.steps,
+        model_flops=needed,
+        hardware_flops=executed,
+        step_s=step_s,
+        hours=hours,
+        price=None if hardware.price is None else hours * hardware.num_gpus * hardware.price,
+    )
+
+
+def _meta_model(recipe: Recipe, vocab_size: int) -> FoveatedModel:
+    with torch.device("meta"):
+        model = models.build(recipe, vocab_size)
+    if not isinstance(model, FoveatedModel):
+        raise ConfigError(
+            f"model.family={recipe.model.family}: operations are counted for foveated models only; "
+            "estimate one of those with the same parts"
+        )
+    optim.freeze(model, recipe.model)
+    return model
+
+
+def _worst_pass(
+    recipe: Recipe, vocab_size: int, work: Workload, dtype: torch.dtype, modes: list[Mode]
+) -> tuple[Shapes, PassBytes]:
+    found = [
+        (shapes, pass_bytes(_meta_model(recipe, vocab_size), batch, dtype, mode))
+        for shapes in work.worst
+        for batch in (workload.batch_of(shapes),)
+        for mode in modes
+    ]
+    return max(found, key=lambda one: one[1].peak)
+
+
+def _fit(
+    name: str,
+    states: StateBytes,
+    worst: PassBytes,
+    shapes: Shapes,
+    recipe: Recipe,
+    hardware: Hardware,
+) -> Fit:
+    height, width = shapes.frame_size
+    pixels = max(1, shapes.num_frames) * 3 * height * width
+    parts = {
+        "weights": states.weights,
+        "gradients": states.gradients,
+        "optimizer": states.optimizer,
+        "buckets": states.buckets,
+        "activations": worst.activations,
+        "logits": worst.logits,
+        "frames": ON_DEVICE * pixels,
+    }
+    kept = states.weights + states.gradients + states.optimizer
+    backward, step = sum(parts.values()), kept + states.step_extra + parts["frames"]
+    reserved = int(RESERVED + UNUSABLE_FRAC * max(backward, step))
+    total = max(backward, step) + reserved
+    slabs = (recipe.data.prefetch + ON_DEVICE) * pixels
+    return Fit(
+        name=name,
+        **parts,
+        reserved=reserved,
+        total=total,
+        host=hardware.gpus_per_node * (states.host + slabs),
+        fits=total <= hardware.gpu.memory_gib * 2**30,
+    )
+
+
+def _name(ds_config: dict[str, Any]) -> str:
+    zero = ds_config["zero_optimization"]
+    offloads = any(
+        zero.get(part, {}).get("device", "none") != "none"
+        for part in ("offload_optimizer", "offload_param")
+    )
+    return f"zero{zero['stage']}{'_offload' if offloads else ''}"
+
+
+def _num_parameters(sizes: Sizes) -> int:
+    return sizes.num_trainable + sum(sizes.frozen)
+
+
+def _step(
+    model: FoveatedModel, recipe: Recipe, work: Workload, hardware: Hardware
+) -> tuple[float, float, float]:
+    """Operations of a step, needed and executed, and its seconds: those of its busiest rank."""
+    counter = FlopCounter(model)
+    shares: dict[Mode, float] = dict(recipe.train.modes) or {"coarse_fine": 1.0}  # type: ignore
+    total = sum(shares.values())
+    needed = executed = seconds = 0.0
+    for mode, share in shares.items():
+        for step in work.steps:
+            ranks = [[counter.micro_batch(shapes, mode) for shapes in own] for own in step]
+            weight = share / total / len(work.steps)
+            needed += weight * sum(one.model for own in ranks for one in own)
+            executed += weight * sum(one.hardware for own in ranks for one in own)
+            busiest = max(sum(one.hardware for one in own) for own in ranks)
+            seconds += weight * busiest / (hardware.gpu.peak_flops * hardware.mfu)
+    return needed, executed, seconds
+
+
+def _advice(chosen: str, fits: dict[str, Fit], recipe: Recipe, hardware: Hardware) -> str:
+    """One line: that it fits, or what to change first."""
+    if fits[chosen].fits:
+        return f"{chosen} fits"
+    if better := [name for name in BY_SPEED if fits[name].fits]:
+        return f"{chosen} does not fit: use ds_configs/{better[0]}.json"
+    smallest = min(fits.values(), key=lambda one: one.total)
+    over = smallest.total - hardware.gpu.memory_gib * 2**30
+    passing = smallest.activations + smallest.logits + smallest.frames
+    plain = [
+        part
+        for part in ("vision", "language", "connector")
+        if not recipe.model.model_dump()[part]["gradient_checkpointing"]
+    ]
+    if plain and passing > over:
+        switches = " ".join(f"model.{part}.gradient_checkpointing=true" for part in plain)
+        return f"no stage fits: set {switches}"
+    if passing > over:
+        budget = int(recipe.data.budget * (1 - 1.1 * over / passing))
+        if budget > 0:
+            return f"no stage fits: lower data.budget from {recipe.data.budget} to about {budget}"
+    return (
+        f"no stage fits: {smallest.name} needs {smallest.total / 2**30:.0f} GiB of "
+        f"{hardware.gpu.memory_gib:.0f}; take more or larger GPUs, freeze a component, or train "
+        "adapters"
+    )
+
+
+def as_dict(found: Estimate) -> dict[str, Any]:
+    """For JSON; bytes stay bytes."""
+    return dataclasses.asdict(found)
