@@ -83,15 +83,15 @@ def table(cores: int, rounds: list[dict[str, Run]]) -> Table:
     for name in rounds[0]:
         runs, tops = [done[name] for done in rounds], [done["ceiling"] for done in rounds]
         rates = [one.frames_per_s for one in runs]
-        cpu = _median([o.cpu_s_per_1000_frames for o in runs])
+        cpu = [one.cpu_s_per_1000_frames for one in runs]
         found.add_row(
             name,
             f"{_median([one.samples_per_s for one in runs]):.0f}",
             f"{_median(rates):.0f}",
             f"{min(rates):.0f}..{max(rates):.0f}",
             f"{_ratio(rates, [top.frames_per_s for top in tops]):.3f}",
-            f"{cpu:.3f}",
-            f"{_median([t.cpu_s_per_1000_frames for t in tops]) / cpu:.3f}",
+            f"{_median(cpu):.3f}",
+            f"{_ratio([top.cpu_s_per_1000_frames for top in tops], cpu):.3f}",
             *(
                 ("-", "-", "-")
                 if name == "ceiling"
