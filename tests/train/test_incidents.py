@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from tests.distributed import ranks
 from tests.train import helpers, runs
 from vlm.config import Recipe
+from vlm.engine import ladder
 from vlm.errors import HealthError
+from vlm.models.foveated import FoveatedModel
 from vlm.train import data
 from vlm.train.metrics import read_rows
 
@@ -137,3 +139,45 @@ def test_stop() -> None:
     assert "incidents.jsonl" in said
     summary = json.loads((recipe.output_dir / "run_summary.json").read_text())
     assert summary["status"] == "failed" and "HealthError" in summary["error"]
+
+
+def starved(recipe: Recipe, most: int) -> list[runs.Step] | str:
+    """Rank 1 finds no memory for micro-batches of more than so many samples."""
+    forward = FoveatedModel.forward
+
+    def limited(model: Any, batch: Any, *args: Any, **options: Any) -> Any:
+        too_many = batch.num_loss_tokens and batch.num_samples > most
+        if model.training and runs.machine().rank == 1 and too_many:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(model, batch, *args, **options)
+
+    with mock.patch.object(FoveatedModel, "forward", limited):
+        try:
+            return runs.fit(recipe, 2)
+        except HealthError as error:
+            return str(error)
+
+
+def test_out_of_memory_on_one_rank_all_go_down_together() -> None:
+    """Every step is trained on, and comes to the same but for the order of sums."""
+    recipes = [helpers.recipe(runs.new_folder(), *STEADY, "optim.eps=1e-3") for _ in range(2)]
+    ranks(2).run(runs.fit, recipes[0], 2)
+    ranks(2).run(starved, recipes[1], 1)
+    plain, short = (losses(recipe) for recipe in recipes)
+    assert short == pytest.approx(plain, rel=1e-3)
+    rates = [
+        [row["lr_language"] for row in read_rows(r.output_dir / "metrics.jsonl")] for r in recipes
+    ]
+    assert rates[0] == rates[1]
+    found = lines(recipes[1], "incidents.jsonl")
+    assert found and all("found no memory" in row["what"] for row in found)
+    actions = [row["action"].split(",")[0].removeprefix("again with ") for row in found]
+    assert actions == list(ladder.RUNGS[: len(found)])
+
+
+def test_the_ladder_ends() -> None:
+    recipe = helpers.recipe(runs.new_folder(), *STEADY)
+    for said in ranks(2).run(starved, recipe, 0):
+        assert said.startswith("step 1: ")
+        assert "found no memory with gradient checkpointing" in said
+    assert len(lines(recipe, "incidents.jsonl")) == len(ladder.RUNGS)

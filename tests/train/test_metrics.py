@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from vlm import dist
 from vlm.config_train import LogConfig
 from vlm.errors import CheckpointError
+from vlm.train.health import Alert
 from vlm.train.metrics import COLUMNS, MetricLog, read_rows
 
 FILES_ONLY = LogConfig(wandb="disabled")
@@ -265,3 +266,33 @@ def test_wandb_does_not_ask_a_terminal_for_a_key(tmp_path: Path) -> None:
         os.close(theirs)
     assert re.search(r"W&B is off for this run, .*: UsageError: No API key", shown), shown
     assert len(strict_rows(tmp_path / "run")) == 1
+
+
+ALERT = Alert(2, "loss_spike", "warning", "the loss is 9")
+
+
+def test_a_run_that_goes_back_drops_its_rows_and_draws_anew(tmp_path: Path) -> None:
+    config = LogConfig(wandb="disabled", tensorboard=True)
+    with MetricLog(tmp_path, config, {}, more_columns=["loss_source_a"]) as metrics:
+        for step in (1, 2, 3):
+            metrics.log(step, {"event": "train", "loss": 9.0, "loss_source_a": 1.0})
+        metrics.alert(ALERT)
+        metrics.rewind(1)
+        metrics.log(3, {"event": "train", "loss": 8.0})
+    assert [(row["step"], row["loss"]) for row in strict_rows(tmp_path)] == [(1, 9.0), (3, 8.0)]
+    assert [row["loss_source_a"] for row in csv_rows(tmp_path)] == ["1.0", ""]
+    assert tensorboard_steps(tmp_path, "train/loss") == [(1, 9.0), (3, 8.0)]
+
+
+def test_wandb_takes_alerts_and_steps_that_come_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), MetricLog(tmp_path, OFFLINE, {}) as metrics:
+        for step in (1, 2):
+            metrics.log(step, {"event": "train", "loss": 9.0})
+        metrics.alert(ALERT)
+        metrics.rewind(1)
+        metrics.log(2, {"event": "train", "loss": 8.0})
+    assert caplog.records == []
+    (file,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"the loss is 9" in file.read_bytes()

@@ -32,6 +32,8 @@ class TrainState:
     #: indices of steps that a rollback left out, and how many there were
     left_out: list[int] = field(default_factory=list)
     num_rollbacks: int = 0
+    #: of ``vlm.engine.ladder``: what the run needs to fit into memory
+    oom_rung: int = 0
     #: lowest held-out loss at a step that was saved, and that step
     best_loss: float | None = None
     best_step: int | None = None

@@ -15,6 +15,7 @@ from torch import Tensor
 from vlm import dist
 from vlm.batch import Batch
 from vlm.config import COMPONENTS
+from vlm.engine import ladder
 from vlm.engine.signature import agreed
 from vlm.engine.tally import by_group
 from vlm.engine.transfer import on_device, to_host
@@ -32,6 +33,8 @@ class StepResult(NamedTuple):
     #: by component; nan where there is none, or it was not measured
     grad_norms: dict[str, float]
     num_loss_tokens: int
+    #: micro-batches of all ranks that found no memory; the step was not applied then
+    num_lost: int
     #: False if the step was left out: gradients were not finite, or the loss above its limit
     applied: bool
 
@@ -40,8 +43,8 @@ class Pending(NamedTuple):
     """A step whose numbers may not have arrived yet."""
 
     names: tuple[str, ...]
-    #: float64: loss tokens, gradient norms of components, loss sums of names; sums and numbers of
-    #: tokens of groups
+    #: float64: loss tokens, gradient norms of components, loss sums of names, sums and numbers of
+    #: tokens of groups, micro-batches without memory
     numbers: Tensor
     arrived: torch.cuda.Event | None
     applied: bool
@@ -77,16 +80,19 @@ def train_step(
     # gradients are averaged over ranks: the number of ranks undoes it
     scale = (dist.world_size() / tokens[0]).float()
     sums: dict[str, Tensor] = {}
+    num_lost = torch.zeros(1, dtype=torch.float64, device=device)
     groups = torch.zeros(2, num_groups, dtype=torch.float64, device=device)
     for index, batch in enumerate(on_device(batches, device)):
         about = f"mode {mode}, micro-batch {index} of {len(batches)}"
         with agreed(engine, about) if agree else nullcontext():
-            output = engine(batch, **options)
+            output, lost = ladder.forward(engine, batch, options)
+        num_lost += lost
         add(sums, output)
         groups += by_group(output, batch, num_groups)
         last = index == len(batches) - 1
         if last:
-            known = torch.cat([torch.stack([*sums.values()]).double(), groups.flatten()])
+            found = [torch.stack([*sums.values()]).double(), groups.flatten(), num_lost]
+            known = torch.cat(found)
             totals = dist.sum_over_ranks(known)
             # gradients that are not finite are thrown away on all ranks; nobody waits for the loss
             scale = torch.where(totals[0] / tokens[0] > loss_limit, math.nan, scale)
@@ -114,7 +120,7 @@ def read(pending: Pending) -> StepResult:
     found = pending.numbers.tolist()
     edge = 1 + len(COMPONENTS)
     tokens, norms, totals = found[0], found[1:edge], found[edge:]
-    groups = totals[len(pending.names) :]
+    groups = totals[len(pending.names) : -1]
     known = [norm for norm in norms if not math.isnan(norm)]
     total_norm = math.hypot(*known) if known else math.nan
     return StepResult(
@@ -123,6 +129,7 @@ def read(pending: Pending) -> StepResult:
         grad_norm=total_norm if pending.applied else math.inf,
         grad_norms=dict(zip(COMPONENTS, norms, strict=True)),
         num_loss_tokens=int(tokens),
+        num_lost=int(totals[-1]),
         applied=pending.applied,
     )
 

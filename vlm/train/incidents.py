@@ -12,9 +12,10 @@ from typing import NamedTuple
 from vlm.ckpt.state import TrainState
 from vlm.config_train import HealthConfig
 from vlm.data.loader import LoadedStep
+from vlm.engine import ladder
 from vlm.engine.step import Pending, StepResult, read
 from vlm.errors import HealthError
-from vlm.train.health import Found, Verdict
+from vlm.train.health import Alert, Found, Verdict
 from vlm.train.run import Run, resume
 from vlm.train.watch import Watch
 
@@ -79,6 +80,34 @@ def roll_back(run: Run, state: TrainState, watch: Watch) -> None:
         setattr(state, field.name, vars(back)[field.name])
     vars(state).update(kept, elapsed_s=elapsed_s)
     watch.restart(state)
+
+
+def out_of_memory(
+    run: Run, state: TrainState, watch: Watch, loaded: LoadedStep, pending: Pending
+) -> bool:
+    """Whether a step was not applied since a rank found no memory; then it is to be run again.
+
+    Raises:
+        HealthError: nothing that needs less memory is left.
+    """
+    result = read(pending)
+    if not result.num_lost:
+        return False
+    step, what = state.step + 1, f"{result.num_lost} micro-batches found no memory"
+    if state.oom_rung == len(ladder.RUNGS):
+        raise HealthError(
+            f"step {step}: {what} with {ladder.RUNGS[-1]}; lower data.budget, model or frames, or "
+            "use a DeepSpeed file that shards more (launch/estimate.py compares them)"
+        )
+    state.oom_rung += 1
+    action = f"again with {ladder.RUNGS[state.oom_rung - 1]}, from now on"
+    watch.alerts.tell([Alert(step, "out_of_memory", "warning", f"{what}; {action}")])
+    watch.alerts.incident(step, what, action, keys=sample_keys(run, loaded))
+    ladder.go_down(run.engine, state.oom_rung)
+    schedule = run.engine.lr_scheduler  # back to the rates of this step
+    schedule.last_epoch = state.step - 1
+    schedule.step()
+    return True
 
 
 def _record(run: Run, watch: Watch, ran: Ran, result: StepResult, verdict: Verdict) -> None:

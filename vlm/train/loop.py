@@ -12,6 +12,7 @@ import time
 from collections import deque
 from contextlib import closing
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from vlm.ckpt.state import TrainState
 from vlm.config import Recipe, to_yaml
 from vlm.data.loader import LoadedStep
 from vlm.data.plan import Position
-from vlm.engine import optim, thaw
+from vlm.engine import ladder, optim, thaw
 from vlm.engine.modes import forward_mode
 from vlm.engine.movement import MovementCheck
 from vlm.engine.setup import Machine
@@ -107,6 +108,7 @@ def _train(run: Run, state: TrainState, watch: Watch) -> Ending | None:
         if run.preemption.reason:
             return Ending.PREEMPTED
     run.engine.train()
+    ladder.go_down(run.engine, state.oom_rung)
     with closing(run.steps(run.train, position, state.quarantine)) as steps:
         while state.step < last:
             started = time.perf_counter()
@@ -156,15 +158,19 @@ def _step(run: Run, loaded: LoadedStep, state: TrainState, watch: Watch) -> Pend
         run.engine.lr_scheduler.step()  # rates are named by the step of a run
         return None
     limit = watch.health.loss_limit if recipe.health.on_spike == "skip" else math.inf
-    return train_step(
+    attempt = partial(
+        train_step,
         run.engine,
-        loaded.batches,
         mode=forward_mode(recipe, step),
         measure_all=_due(step + 1, recipe.train.log_every, recipe.train.steps),
         agree=every > 0 and step % every == 0,
         loss_limit=limit,
         num_groups=len(run.train.catalog.groups),
     )
+    while True:
+        pending = attempt(ladder.cut(loaded.batches, state.oom_rung))
+        if pending.applied or not incidents.out_of_memory(run, state, watch, loaded, pending):
+            return pending
 
 
 def _due(step: int, every: int, last: int) -> bool:
