@@ -1,10 +1,10 @@
 """Out of memory on one rank: all ranks go down a ladder together, and the step is run again.
 
-A rank whose forward pass finds no memory runs a stand-in instead, one short sample without a loss,
-so that nobody waits for it; its loss is nan, so all ranks throw the step away, and its flag tells
-all of them why. Each rung needs less memory and computes the same: micro-batches in halves,
-quarters and eighths, then activations computed twice. Fewer frames or shorter text, which the model
-would learn other things from, are for the recipe to say.
+A rank whose forward pass finds no memory runs its shortest sample instead, so that nobody waits for
+it; the loss is nan then, so all ranks throw the step away, and a flag tells all of them why. Each
+rung needs less memory and computes the same: micro-batches in halves, quarters and eighths, then
+activations computed twice. Fewer frames or shorter text, which the model would learn other things
+from, are for the recipe to say.
 
 Under ZeRO-3 ranks gather parameters within the forward pass, and in the backward pass ZeRO reduces
 gradients: there a stand-in would not match what the others wait for, and the error ends the run.
@@ -55,9 +55,13 @@ def _pieces(batch: Batch, num: int) -> list[Batch]:
 
 def stand_in(batch: Batch) -> Batch:
     """Its shortest sample, of which nothing is learned."""
-    shortest = int(batch.cu_seqlens.diff().argmin())
-    one = part(batch, shortest, shortest + 1)
+    one = _shortest(batch)
     return dataclasses.replace(one, target_index=one.target_index[:0], targets=one.targets[:0])
+
+
+def _shortest(batch: Batch) -> Batch:
+    index = int(batch.cu_seqlens.diff().argmin())
+    return part(batch, index, index + 1)
 
 
 def part(batch: Batch, first: int, last: int) -> Batch:
@@ -105,5 +109,5 @@ def forward(engine: Any, batch: Batch, options: dict[str, Any]) -> tuple[Any, bo
     # out of the handler, whose traceback holds what the forward pass had allocated
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    output = engine(stand_in(batch), **options)
+    output = engine(_shortest(batch), **options)
     return output._replace(loss_sum=output.loss_sum * torch.nan, token_losses=None), True

@@ -95,7 +95,7 @@ def train_step(
             known = torch.cat(found)
             totals = dist.sum_over_ranks(known)
             # gradients that are not finite are thrown away on all ranks; nobody waits for the loss
-            scale = torch.where(totals[0] / tokens[0] > loss_limit, math.nan, scale)
+            scale = torch.where(totals[0] / tokens[0] <= loss_limit, scale, math.nan)
         engine.set_gradient_accumulation_boundary(last)
         engine.backward(output.loss_sum * scale, scale_wrt_gas=False)
         if finite := not last or engine.grad_norms.before_step():
