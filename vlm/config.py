@@ -274,7 +274,8 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"recipe {path}: base: found {base!r}, expected the path of a recipe")
     if path.resolve() in above:
         raise ConfigError(f"recipe {path}: is its own base; name another recipe")
-    return _over(tree, _read(path.parent / base, (*above, path.resolve())))
+    below = _read(path.parent / base, (*above, path.resolve()))
+    return _over(tree, below)
 
 
 def _over(tree: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
@@ -287,8 +288,9 @@ def _over(tree: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
         joined.pop("connector", None)
     for key, value in tree.items():
         below = joined.get(key)
-        both = isinstance(value, dict) and isinstance(below, dict)
-        joined[key] = _over(value, below) if both else value
+        if isinstance(value, dict) and isinstance(below, dict):
+            value = _over(value, below)
+        joined[key] = value
     return joined
 
 
