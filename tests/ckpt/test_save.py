@@ -14,7 +14,7 @@ import torch
 from tests.ckpt.folders import names
 from tests.distributed import RankError, ranks
 from tests.train import helpers, runs
-from vlm.ckpt import save
+from vlm.ckpt import keep, save
 from vlm.config import Recipe
 from vlm.data.plan import Position
 from vlm.engine.step import eval_step
@@ -216,3 +216,71 @@ def test_training_goes_on_while_a_checkpoint_is_copied() -> None:
             assert hashlib.sha256((path / name).read_bytes()).hexdigest() == entry["sha256"]
     rows = [r for r in read_rows(recipe.output_dir / "metrics.jsonl") if r["event"] == "checkpoint"]
     assert rows[0]["checkpoint_stall_s"] < copied_s < rows[1]["checkpoint_stall_s"]
+
+
+def fit_with_failing_copies(recipe: Recipe, stage: int, num: int) -> tuple[int, str]:
+    """The slow volume refuses rank 1's first file of the first ``num`` checkpoints."""
+    copy, calls = save.copy, itertools.count()
+
+    def failing(source: Path, target: Path) -> object:
+        if runs.machine().rank == 1 and next(calls) < num:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        return copy(source, target)
+
+    with mock.patch.object(save, "copy", failing):
+        try:
+            return len(runs.fit(recipe, stage)), "nothing"
+        except CheckpointError as error:
+            return 0, str(error)
+
+
+def test_a_copy_that_fails_costs_only_that_checkpoint() -> None:
+    local = f"train.local_dir={runs.new_folder()}"
+    recipe = helpers.recipe(runs.new_folder(), *EVERY_STEP, local, "train.keep_last=9")
+    found = ranks(2).run(fit_with_failing_copies, recipe, 2, 2)
+    assert found == [(helpers.STEPS, "nothing")] * 2
+    kept = [f"step_{step:08d}" for step in range(3, 7)]
+    assert names(recipe.output_dir / "checkpoints") == ["latest", *kept]
+    recipe = helpers.recipe(runs.new_folder(), *EVERY_STEP, local)
+    for _, message in ranks(2).run(fit_with_failing_copies, recipe, 2, 9):
+        assert "copying failed on rank 1: [Errno 28] No space left on device" in message
+    assert names(recipe.output_dir / "checkpoints") == []
+
+
+def noted_saves(recipe: Recipe, stage: int) -> list[tuple[str, str]]:
+    """What happens to files, in order."""
+    fsync, rename, remove = os.fsync, os.replace, keep.remove
+    events: list[tuple[str, str]] = []
+
+    def synced(descriptor: int) -> None:
+        fsync(descriptor)
+        events.append(("synced", os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    def renamed(source: Path, target: Path) -> None:
+        rename(source, target)
+        events.append(("renamed", str(target)))
+
+    def removed(path: Path, marker: str) -> None:
+        remove(path, marker)
+        events.append(("removed", str(path)))
+
+    with (
+        mock.patch.object(os, "fsync", synced),
+        mock.patch.object(os, "replace", renamed),
+        mock.patch.object(keep, "remove", removed),
+    ):
+        runs.fit(recipe, stage)
+    return events
+
+
+def test_an_old_one_goes_only_when_the_new_one_is_on_the_disk() -> None:
+    recipe = helpers.recipe(runs.new_folder(), *EVERY_STEP, "train.steps=2")
+    (events,) = ranks(1).run(noted_saves, recipe, 2)
+    folder = recipe.output_dir / "checkpoints"
+    old, new = runs.checkpoint(recipe, 1), runs.checkpoint(recipe, 2)
+    published = events.index(("renamed", str(new)))
+    written = {path for event, path in events[:published] if event == "synced"}
+    assert {f"{new}.tmp/{p.relative_to(new)}" for p in new.rglob("*")} | {f"{new}.tmp"} <= written
+    pointed = events.index(("renamed", str(folder / "latest")), published)
+    durable = events.index(("synced", str(folder)), pointed)
+    assert durable < events.index(("removed", str(old)))

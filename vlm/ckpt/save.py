@@ -118,29 +118,39 @@ class Saver:
             CheckpointError: on all ranks, where it must not fail, or failed too often.
         """
         started = time.perf_counter()
-        try:
-            self.finish()
+        self.finish()  # of the one before: its loss is not this one's
+
+        def save_now() -> Saved:
             num_bytes = self._save(state, about)
             if must:
-                self.finish()
+                self._finish()
+            path = self._folder / folder_name(state.step)
+            return Saved(path, time.perf_counter() - started, num_bytes)
+
+        return self._attempt(save_now, must)
+
+    def _attempt(self, action: Callable[[], T], must: bool) -> T | None:
+        """Failures that training survives: not too many without a published one between them."""
+        try:
+            return action()
         except CheckpointError as error:
             self._num_failures += 1
             if must or self._num_failures >= MAX_FAILURES:
                 raise
             log.error("%s; training goes on, the next one is tried when it is due", error)
             return None
-        self._num_failures, self._last_bytes = 0, num_bytes
-        path = self._folder / folder_name(state.step)
-        return Saved(path, time.perf_counter() - started, num_bytes)
 
-    def finish(self) -> None:
-        """Waits until the last checkpoint is published.
+    def finish(self) -> bool:
+        """Waits until the last checkpoint is published; whether it is.
 
         Raises:
-            CheckpointError: on all ranks: it could not be copied.
+            CheckpointError: on all ranks, where saving failed too often.
         """
+        return self._attempt(self._finish, must=False) is not None
+
+    def _finish(self) -> bool:
         if self._copying is None:
-            return
+            return True
         copying, self._copying = self._copying, None
         published = copying.published
         try:
@@ -150,6 +160,8 @@ class Saver:
             self._give_up.set()
             self._clear(copying.target)
             raise
+        self._num_failures = 0
+        return True
 
     def __enter__(self) -> "Saver":
         return self
@@ -187,12 +199,14 @@ class Saver:
                 publish = partial(self._publish, target, files, dataclasses.replace(state))
             if self._local is None:
                 _together("publishing", target, publish)
+                self._num_failures = 0
             else:
                 self._start_copy(written, target, found[dist.rank()], publish)
         except CheckpointError:
             self._clear(written)
             raise
-        return sum(int(info["bytes"]) for info in files.values())
+        self._last_bytes = sum(int(info["bytes"]) for info in files.values())
+        return self._last_bytes
 
     def _prepare(self, target: Path) -> None:
         """Removes what kills and earlier saves left."""
@@ -279,7 +293,9 @@ class Saver:
         os.replace(target, final)
         replace_text(self._folder / LATEST, final.name)
         if self._keep.best and state.best_step is not None:
-            replace_text(self._folder / BEST, folder_name(state.best_step))
+            best = folder_name(state.best_step)
+            if (self._folder / best).is_dir():  # else its save has failed
+                replace_text(self._folder / BEST, best)
         prune(self._folder, state.step, state.best_step, self._keep)
         log.info("checkpoint %s", final)
 

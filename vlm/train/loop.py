@@ -206,8 +206,7 @@ def _save(run: Run, state: TrainState, watch: Watch, *, must: bool) -> None:
     watch.metrics.log(state.step, {"event": "checkpoint", **row})
     watch.summarise(state, checkpoint=saved.path)
     _propose_interval(run.recipe, state, saved.stall_s)
-    if watch.movement.unsaved:
-        run.saver.finish()
+    if watch.movement.unsaved and run.saver.finish():
         model: Path = saved.path / MODEL
         watch.movement.after_save(model, optim.trained_before(run.recipe, state.step))
 
