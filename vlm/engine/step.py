@@ -30,7 +30,7 @@ class StepResult(NamedTuple):
     groups: list[tuple[float, float]]
     #: before clipping; infinite if the step was not applied, nan where it is not measured
     grad_norm: float
-    #: by component; nan where there is none, or it was not measured
+    #: by component, of those where there is one that was measured
     grad_norms: dict[str, float]
     num_loss_tokens: int
     #: micro-batches of all ranks that found no memory; the step was not applied then
@@ -121,13 +121,15 @@ def read(pending: Pending) -> StepResult:
     edge = 1 + len(COMPONENTS)
     tokens, norms, totals = found[0], found[1:edge], found[edge:]
     groups = totals[len(pending.names) : -1]
-    known = [norm for norm in norms if not math.isnan(norm)]
-    total_norm = math.hypot(*known) if known else math.nan
+    known = {
+        name: norm for name, norm in zip(COMPONENTS, norms, strict=True) if not math.isnan(norm)
+    }
+    total_norm = math.hypot(*known.values()) if known else math.nan
     return StepResult(
         losses={name: total / tokens for name, total in zip(pending.names, totals, strict=False)},
         groups=list(zip(groups[: len(groups) // 2], groups[len(groups) // 2 :], strict=True)),
         grad_norm=total_norm if pending.applied else math.inf,
-        grad_norms=dict(zip(COMPONENTS, norms, strict=True)),
+        grad_norms=known,
         num_loss_tokens=int(tokens),
         num_lost=int(totals[-1]),
         applied=pending.applied,
