@@ -31,7 +31,7 @@ quickstart: .venv/.runtime
 	$(PY) launch/evaluate.py --run runs/quickstart
 
 test: .venv/.dev system-packages
-	$(PY) -m pytest -m "not gpu and not slow"
+	$(PY) -m pytest -n 2 --dist loadfile -m "not gpu and not slow"
 
 test-slow: .venv/.dev
 	$(PY) -m pytest -m slow

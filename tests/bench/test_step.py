@@ -34,6 +34,7 @@ def test_contestants_run_and_are_compared() -> None:
     assert step.table(figures).startswith("| contestant | real tokens/s (median) |")
 
 
+@pytest.mark.slow
 def test_a_geometry_has_a_utilisation_and_no_hugging_face() -> None:
     (figures,) = ranks(1).run(measured, "tiny")
     assert list(figures["contestants"]) == ["toolkit", "bare"]

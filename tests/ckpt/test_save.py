@@ -168,6 +168,7 @@ def test_a_disk_that_stays_full_stops_all_ranks_and_keeps_what_there_is() -> Non
     assert [steps for steps in found] == [steps[1:] for steps in runs.whole(2).steps]
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_while_it_saves_costs_only_that_save() -> None:
     recipe = helpers.recipe(runs.new_folder(), *EVERY_STEP)
     with pytest.raises(RankError, match="rank 1 died"):

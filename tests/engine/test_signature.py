@@ -47,7 +47,7 @@ class SkipsText(FoveatedModel):
         if batch.has_frames:
             return super().forward(batch, **options)
         hidden = self.language(self.language.embed(batch.input_ids), batch)
-        loss = self.language.loss_sum(hidden, batch)
+        loss = self.language.token_losses(hidden, batch).sum()
         return Output(loss, {"fine": loss, "coarse": loss})
 
 

@@ -88,6 +88,7 @@ def wait_until(true: object, job: Job) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_within_two_steps_with_code_75() -> None:
     with job() as running:
         rank = running.ranks()[1]

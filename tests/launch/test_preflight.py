@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.nodes import sshd
 from tests.train import helpers
 from vlm.nodes.hostfile import to_text
@@ -22,6 +24,7 @@ def run(*argv: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_two_hosts_and_a_recipe(tmp_path: Path) -> None:
     """All of it: facts, the meeting, then torchrun on both with an all-reduce."""
     with sshd.nodes(tmp_path / "ssh", 2) as nodes:

@@ -55,7 +55,9 @@ def test_loss_equals_a_loop_over_tokens_and_the_plain_model(language):
         labels[0, 0] = -100
         count = int((labels[0, 1:] != -100).sum())
         plain += language.lm(input_ids=batch.input_ids[None, a:b], labels=labels).loss * count
-    torch.testing.assert_close(language.loss_sum(hidden, batch).double(), total, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        language.token_losses(hidden, batch).sum().double(), total, rtol=1e-6, atol=0
+    )
     # transformers sums its loss in float32
     torch.testing.assert_close(total.float(), plain, rtol=1e-6, atol=0)
 
@@ -70,7 +72,7 @@ def test_a_loss_in_pieces_is_the_loss(language, num_chunks):
         language.num_loss_chunks = chunks
         language.zero_grad()
         hidden = language(language.embed(batch.input_ids), batch)
-        loss = language.loss_sum(hidden, batch)
+        loss = language.token_losses(hidden, batch).sum()
         loss.backward()
         return loss.detach(), [p.grad.clone() for p in language.parameters()]
 
@@ -91,7 +93,7 @@ def test_a_loss_in_pieces_keeps_no_logits():
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t: kept.append(t.numel() * t.element_size()) or t, lambda t: t
         ):
-            language.loss_sum(hidden, batch)
+            language.token_losses(hidden, batch).sum()
         return sum(kept)
 
     logits = batch.num_loss_tokens * 3000 * 4
@@ -158,7 +160,7 @@ def test_no_gradient_changes_with_gradient_checkpointing(language):
     def gradients():
         language.zero_grad()
         hidden = language(language.embed(batch.input_ids), batch)
-        language.loss_sum(hidden, batch).backward()
+        language.token_losses(hidden, batch).sum().backward()
         return [p.grad.clone() for p in language.parameters()]
 
     language.train()

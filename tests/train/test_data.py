@@ -10,7 +10,7 @@ from tests.train import helpers
 from vlm.config import AugmentConfig, Recipe
 from vlm.data.plan import Position
 from vlm.data.tokenizer import train_tokenizer
-from vlm.errors import ConfigError, DataError
+from vlm.errors import DataError
 from vlm.train import data
 
 
@@ -71,14 +71,6 @@ def test_closing_ends_the_threads(recipe: Recipe) -> None:
         next(steps)
         assert threading.active_count() > before
     assert threading.active_count() == before
-
-
-def test_a_family_that_does_not_exist(recipe: Recipe) -> None:
-    other = recipe.model_copy(
-        update={"model": recipe.model.model_copy(update={"family": "foveatd"})}
-    )
-    with pytest.raises(ConfigError, match="foveatd"):
-        open_train(other)
 
 
 def test_tokens_counted_with_another_tokenizer(recipe: Recipe, tmp_path: Path) -> None:

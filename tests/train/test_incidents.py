@@ -37,9 +37,9 @@ def spoiled(kind: str, keys: list[str] | None) -> Iterator[None]:
         if sorted(k for b in batches for k in b.keys) != sorted(keys or ()):
             return train_step(engine, batches, **options)
         factor = 100.0 if kind == "spike" else math.nan
-        forward = engine.module.language.loss_sum
+        forward = engine.module.language.token_losses
         with mock.patch.object(
-            engine.module.language, "loss_sum", lambda *args: forward(*args) * factor
+            engine.module.language, "token_losses", lambda *args: forward(*args) * factor
         ):
             return train_step(engine, batches, **options)
 

@@ -116,10 +116,6 @@ class LanguageModel(nn.Module):
             return hidden
         return hidden[torch.searchsorted(kept, _frame_states(batch))]
 
-    def loss_sum(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Sum of ``token_losses``."""
-        return self.token_losses(hidden, batch).sum()
-
     def token_losses(self, hidden: Tensor, batch: Batch) -> Tensor:
         """(T,) cross entropies of all learned tokens, in float32.
 
