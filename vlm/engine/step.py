@@ -121,7 +121,7 @@ def read(pending: Pending) -> StepResult:
     edge = 1 + len(COMPONENTS)
     tokens, norms, totals = found[0], found[1:edge], found[edge:]
     groups = totals[len(pending.names) : -1]
-    known = {
+    known: dict[str, float] = {
         name: norm for name, norm in zip(COMPONENTS, norms, strict=True) if not math.isnan(norm)
     }
     total_norm = math.hypot(*known.values()) if known else math.nan
