@@ -52,7 +52,8 @@ class Alerts:
         """Records a step that did not go as planned."""
         self.num_incidents += 1
         if dist.is_main():
-            log.warning("step %d: %s; %s", step, what, action)
+            if action != "warn":  # else the alert has said all, and not more often than it should
+                log.warning("step %d: %s; %s", step, what, action)
             row = {"step": step, "what": what, "action": action, **details}
             _append(self._run_dir / INCIDENTS, row)
 
