@@ -31,7 +31,7 @@ RANK_FILES = [
 ]
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_checkpoint_holds_what_the_documentation_says(stage: int) -> None:
     recipe = runs.whole(stage).recipe
     folder = recipe.output_dir / "checkpoints"

@@ -158,7 +158,9 @@ def test_ranks_with_text_only_images_only_and_video(stage: int) -> None:
     check_equal(found, reference(recipe, 0.5, MODALITIES))
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "world_size", [1, 2, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 8))]
+)
 def test_eight_micro_batches_on_any_number_of_ranks_are_one_big_batch(world_size: int) -> None:
     recipe = engines.recipe()
     found = ranks(world_size).run(train, 2, recipe, 0.5, EIGHT)
