@@ -51,10 +51,9 @@ def _wanted(args: argparse.Namespace, gpus: bool) -> tuple[Wanted, dict[str, int
     if args.recipe is not None:
         recipe = config.load(args.recipe, args.overrides)
         output = recipe.output_dir / "checkpoints"
-        for source in (*recipe.data.train, None):
-            path = (recipe.data.eval if source is None else source.manifest).absolute()
+        for path in (*(source.manifest for source in recipe.data.train), recipe.data.eval):
             shards = manifest.load(path).shards
-            manifests[str(path)] = sha256(path)
+            manifests[str(path.absolute())] = sha256(path)
             local = [s for s in shards if not remote.is_remote(s.location)]
             every = -(-len(local) // MAX_SHARDS) or 1
             files |= {shard.location: shard.bytes for shard in local[::every]}

@@ -1,7 +1,8 @@
 """GPU types: how fast they multiply at best, and how much memory they have.
 
 Published figures of their makers: dense bf16 products with fp32 sums, no sparsity, full boost clock
-and power. A chip under a lower power limit never reaches them. Not here: what is in this machine.
+and power, noted from memory and still to be checked against their sheets. A chip under a lower
+power limit never reaches them. Not here: what is in this machine.
 """
 
 from typing import NamedTuple

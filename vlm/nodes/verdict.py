@@ -22,6 +22,8 @@ IDLE_GPU_MIB = 1024
 SLOW_FRAC = 0.6
 #: below this nothing larger than a toy trains over it: a gigabyte of gradients takes a minute
 MIN_GBIT = 0.5
+#: what has a problem of its own where there is none
+MISSING_IS_SAID = ("torch", "toolkit")
 #: between the nodes of a RunPod Instant Cluster
 FABRIC = "ens"
 
@@ -81,24 +83,26 @@ def judge(verdicts: Sequence[Verdict], wanted: Wanted) -> None:
         _judge_same(answered, what, values)
     if wanted.gpus:
         names = [", ".join(sorted({g["name"] for g in v.facts["gpus"]})) for v in answered]
-        for verdict, text in _others(answered, names):
-            verdict.warnings.append(f"GPUs differ: {text}")
+        for verdict, value, common in _others(answered, names):
+            verdict.warnings.append(f"GPUs differ: found {value}, the others have {common}")
 
 
 def _judge_same(answered: Sequence[Verdict], what: str, values: Sequence[Any]) -> None:
-    for verdict, text in _others(answered, values):
-        if what in ("torch", "toolkit") and text.startswith("found None"):
-            continue  # said already
-        verdict.problems.append(f"{what} differs: {text}; install the same everywhere")
+    for verdict, value, common in _others(answered, values):
+        if value is None and what in MISSING_IS_SAID:
+            continue
+        verdict.problems.append(
+            f"{what} differs: found {value}, the others have {common}; install the same everywhere"
+        )
 
 
-def _others(answered: Sequence[Verdict], values: Sequence[Any]) -> list[tuple[Verdict, str]]:
-    """Hosts whose value is not the most common one; the first host's where two are as common."""
+def _others(answered: Sequence[Verdict], values: Sequence[Any]) -> list[tuple[Verdict, Any, Any]]:
+    """Hosts whose value is not the most common one, with both; of two as common the first one's."""
     if len(set(values)) < 2:
         return []
     common = Counter(values).most_common()[0][0]  # the first seen of those as common
     return [
-        (verdict, f"found {value}, the others have {common}")
+        (verdict, value, common)
         for verdict, value in zip(answered, values, strict=True)
         if value != common
     ]
