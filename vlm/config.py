@@ -173,12 +173,20 @@ class DataConfig(Strict):
 
 
 class ScheduleConfig(Strict):
-    """Learning rate over steps, as a factor of each component's own."""
+    """Learning rate over steps; each component's own is its peak."""
 
-    name: Literal["cosine", "constant"] = "cosine"
+    name: Literal["cosine", "constant", "converging"] = "cosine"
     warmup_frac: float = Field(0.05, ge=0, le=1)
     #: where cosine ends, as a share of the peak
     floor_frac: float = Field(0.1, ge=0, le=1)
+    #: the rate at which all components end, of `converging`
+    target: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _has_its_target(self) -> "ScheduleConfig":
+        if (self.target is not None) != (self.name == "converging"):
+            raise ValueError("set `target` with `name: converging`, and with no other")
+        return self
 
 
 class LearningRates(Strict):

@@ -109,7 +109,7 @@ def test_a_tied_matrix_is_in_one_group_only() -> None:
 
 
 def test_cosine_against_its_closed_form() -> None:
-    factor = optim.schedule(ScheduleConfig(warmup_frac=0.1, floor_frac=0.2), 100)
+    factor = optim.schedule(ScheduleConfig(warmup_frac=0.1, floor_frac=0.2), 100, 1.0)
     assert [factor(s) for s in range(10)] == pytest.approx([s / 10 for s in range(1, 11)])
     for step in range(10, 100):
         share = (step - 10) / 90
@@ -118,6 +118,21 @@ def test_cosine_against_its_closed_form() -> None:
     assert factor(10) == 1.0
     assert factor(55) == pytest.approx(0.6)  # half way in time and in height
     assert factor(100) == factor(1000) == pytest.approx(0.2)
+
+
+def test_all_components_converge_to_one_rate_from_above_and_below() -> None:
+    config = ScheduleConfig(name="converging", warmup_frac=0.1, target=3e-5)
+    for peak in (1e-3, 1e-5):
+        rate = optim.schedule(config, 100, peak)
+        assert rate(4) == pytest.approx(peak / 2) and rate(10) == pytest.approx(peak)
+        assert rate(55) == pytest.approx((peak + 3e-5) / 2)
+        assert rate(100) == rate(1000) == pytest.approx(3e-5)
+        rates = [rate(step) for step in range(10, 101)]
+        assert rates == sorted(rates, reverse=peak > 3e-5)
+    assert not any(optim.schedule(config, 100, 0.0)(step) for step in range(101))  # it rests
+    for wrong in ({"name": "converging"}, {"target": 1e-5}):
+        with pytest.raises(ValueError, match="set `target` with `name: converging`"):
+            ScheduleConfig(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -131,5 +146,5 @@ def test_cosine_against_its_closed_form() -> None:
     ],
 )
 def test_short_schedules(config: ScheduleConfig, num_steps: int, expected: list[float]) -> None:
-    factor = optim.schedule(config, num_steps)
+    factor = optim.schedule(config, num_steps, 1.0)
     assert [factor(s) for s in range(num_steps + 1)] == pytest.approx(expected)

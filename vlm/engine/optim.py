@@ -138,7 +138,7 @@ def learning_rate(recipe: Recipe, part: Component, step: int) -> float:
     for start in sorted(recipe.optim.lr_at):
         if start <= step:
             rate = recipe.optim.lr_at[start].get(part, rate)
-    return rate * schedule(recipe.optim.schedule, recipe.train.steps)(step)
+    return schedule(recipe.optim.schedule, recipe.train.steps, rate)(step)
 
 
 def frozen_at(config: ModelConfig, step: int) -> set[Component]:
@@ -157,20 +157,22 @@ def trained_before(recipe: Recipe, step: int) -> set[Component]:
     return {part for start in changes if start < step for part in trained_at(recipe, start)}
 
 
-def schedule(config: ScheduleConfig, num_steps: int) -> Callable[[int], float]:
-    """Step -> factor of the learning rate: linear warmup, then cosine to the floor, or constant.
+def schedule(config: ScheduleConfig, num_steps: int, peak: float) -> Callable[[int], float]:
+    """Step -> learning rate: linear warmup to the peak, then constant, or by cosine to the end.
 
-    With warmup w and floor f: s < w: (s+1)/w; then f + (1-f)/2 (1 + cos(pi (s-w)/(n-w))).
+    With warmup w, peak p and end e: s < w: p (s+1)/w; then e + (p-e)/2 (1 + cos(pi (s-w)/(n-w))).
+    The end is a share of the peak (cosine) or the same rate for all (converging), which may be
+    above it. A peak of 0 stays there.
     """
     warmup = math.ceil(config.warmup_frac * num_steps)
+    end = peak * config.floor_frac if config.target is None or peak == 0 else config.target
 
-    def factor(step: int) -> float:
+    def rate(step: int) -> float:
         if step < warmup:
-            return (step + 1) / warmup
+            return peak * (step + 1) / warmup
         if config.name == "constant":
-            return 1.0
+            return peak
         progress = min(1.0, (step - warmup) / max(1, num_steps - warmup))
-        cosine = 0.5 * (1 + math.cos(math.pi * progress))
-        return config.floor_frac + (1 - config.floor_frac) * cosine
+        return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    return factor
+    return rate
