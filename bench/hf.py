@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from vlm.batch import IGNORE_INDEX, Batch, build_batch
 from vlm.config import Recipe
-from vlm.data.collate import Collator
+from vlm.data.load.collate import Collator
 
 #: any id that is no placeholder
 PAD = 0

@@ -13,8 +13,8 @@ import simplejpeg
 import torch
 from webdataset import TarWriter
 
-from vlm.data import manifest
-from vlm.data.tokenizer import train_tokenizer
+from vlm.data.manifest import manifest
+from vlm.data.text.tokenizer import train_tokenizer
 
 SIZE, MAX_FRAMES, QUALITY = 224, 32, 90
 IMAGE_TOKEN = "<|image|>"

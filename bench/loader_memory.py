@@ -15,7 +15,7 @@ import psutil
 
 from vlm import config
 from vlm.arguments import positive
-from vlm.data.plan import Position
+from vlm.data.plan.plan import Position
 from vlm.errors import command
 from vlm.train import data
 

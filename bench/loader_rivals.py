@@ -23,11 +23,12 @@ import torch
 
 from bench.loader_data import IMAGE_TOKEN, MAX_FRAMES, SIZE, Data, decode, pack, read_tar, unpack
 from vlm.config import AugmentConfig, DataConfig
-from vlm.data import catalog, chat
-from vlm.data.collate import Collator
-from vlm.data.loader import Loader
-from vlm.data.plan import Plan, Policy, Position
-from vlm.data.planning import rows_from_catalog
+from vlm.data.load.collate import Collator
+from vlm.data.load.loader import Loader
+from vlm.data.plan import catalog
+from vlm.data.plan.plan import Plan, Policy, Position
+from vlm.data.plan.planning import rows_from_catalog
+from vlm.data.text import chat
 
 SHUFFLE = 100
 #: tokens of a micro-batch: about 100 frames
@@ -322,7 +323,7 @@ def open_litdata(data: Data, cores: int, state: Any) -> Stream:
 
 CONTESTANTS = {
     "ceiling": Contestant("simplejpeg", _loads("simplejpeg"), _nothing, open_ceiling),
-    "saccade": Contestant("vlm", _loads("vlm.data.loader"), _nothing, open_saccade),
+    "saccade": Contestant("vlm", _loads("vlm.data.load.loader"), _nothing, open_saccade),
     "webdataset": Contestant("webdataset", _loads("webdataset"), _nothing, open_webdataset),
     "energon": Contestant(
         "megatron.energon", _loads("megatron.energon"), prepare_energon, open_energon

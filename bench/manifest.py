@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 from plan import SAMPLES_PER_SHARD, SEEK_STEP, make_policy, synthetic_rows
 
-from vlm.data import manifest, manifest_file
-from vlm.data.catalog import Source, join
-from vlm.data.plan import Plan
-from vlm.data.planning import rows_from_catalog
-from vlm.data.position import Position
+from vlm.data.manifest import manifest, manifest_file
+from vlm.data.plan.catalog import Source, join
+from vlm.data.plan.plan import Plan
+from vlm.data.plan.planning import rows_from_catalog
+from vlm.data.plan.position import Position
 
 SOURCE = "synthetic"
 

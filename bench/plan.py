@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from vlm.data.plan import Plan, Policy, Rows, assign
-from vlm.data.position import Position
+from vlm.data.plan.plan import Plan, Policy, Rows, assign
+from vlm.data.plan.position import Position
 
 SAMPLES_PER_SHARD = 1000
 SIGMA = 0.6  # of the logarithm of a text's tokens

@@ -38,7 +38,7 @@ from vlm import config, gpus
 from vlm.batch import IGNORE_INDEX, Batch, build_batch
 from vlm.config import Recipe
 from vlm.config_model import ModelConfig
-from vlm.data.position import Position
+from vlm.data.plan.position import Position
 from vlm.engine import ds_config, optim
 from vlm.engine.cpu import on_cpu, prepare_cpu
 from vlm.engine.setup import build_engine, start_process

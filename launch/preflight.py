@@ -19,7 +19,8 @@ from pathlib import Path
 from vlm import config, errors
 from vlm.arguments import positive
 from vlm.ckpt.files import sha256
-from vlm.data import manifest, remote
+from vlm.data.manifest import manifest
+from vlm.data.storage import remote
 from vlm.nodes import hostfile, preflight, ssh
 from vlm.nodes.verdict import Verdict, Wanted, line
 

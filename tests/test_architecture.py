@@ -19,15 +19,15 @@ SCRIPTS = ("launch", "tools")
 
 #: Modules that plan batches; no torch and no I/O reaches them
 PURE = {
-    "vlm.data.bucket",
-    "vlm.data.mixture",
-    "vlm.data.pack",
-    "vlm.data.plan",
-    "vlm.data.policy",
-    "vlm.data.position",
-    "vlm.data.shares",
-    "vlm.data.spare",
-    "vlm.data.stream",
+    "vlm.data.plan.bucket",
+    "vlm.data.plan.mixture",
+    "vlm.data.plan.pack",
+    "vlm.data.plan.plan",
+    "vlm.data.plan.policy",
+    "vlm.data.plan.position",
+    "vlm.data.plan.shares",
+    "vlm.data.plan.spare",
+    "vlm.data.plan.stream",
 }
 
 #: Files without a test file of their own: path -> where they are tested, or why they need not be
@@ -35,7 +35,7 @@ UNTESTED = {
     "vlm/train/run.py": "every run of tests/train and tests/ckpt is built by it",
     "vlm/train/views.py": "tests/train/test_metrics.py looks at what they show",
     "vlm/train/watch.py": "tests/train/test_loop.py and test_incidents.py read what it writes",
-    "vlm/autoencoder.py": "tests/data/test_latents.py and tests/models/test_latent.py",
+    "vlm/autoencoder.py": "tests/data/format/test_latents.py and tests/models/test_latent.py",
     "vlm/config_model.py": "a section of what tests/test_config.py tests",
     "vlm/config_train.py": "sections of what tests/test_config.py tests",
     "vlm/dist.py": "tests/engine and tests/train run it on two ranks",
@@ -107,11 +107,11 @@ def dotted(node: ast.expr) -> str:
 
 
 @cache
-def layers() -> list[list[str]]:
-    """Layers from the lowest up, as docs/architecture.md states them; members of one layer do not
-    import each other."""
+def layers(lowest: str) -> list[list[str]]:
+    """Layers from the lowest up, as the line of docs/architecture.md that begins with ``lowest``
+    states them; members of one layer do not import each other."""
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-    line = next(line for line in text.splitlines() if line.startswith("`errors, log` <"))
+    line = next(line for line in text.splitlines() if line.startswith(f"`{lowest}` <"))
     return [re.findall(r"\w+", layer) for layer in line.split("<")]
 
 
@@ -119,15 +119,24 @@ def layer_of(module: str) -> tuple[int, str]:
     """Height of a module's layer, and the member of it that the module belongs to."""
     parts = module.split(".")
     member = parts[1] if parts[0] == "vlm" else parts[0]
-    for height, layer in enumerate(layers()):
+    return _height(layers("errors, log"), member), member
+
+
+def layer_in_data(module: str) -> tuple[int, str]:
+    """The same within ``vlm.data``."""
+    member = module.split(".")[2]
+    return _height(layers("pool"), member), member
+
+
+def _height(among: list[list[str]], member: str) -> int:
+    for height, layer in enumerate(among):
         if member in layer:
-            return height, member
-    raise AssertionError(f"{module}: docs/architecture.md names no layer for {member}")
+            return height
+    raise AssertionError(f"docs/architecture.md names no layer for {member}")
 
 
 def test_the_layers_are_those_of_the_documentation() -> None:
-    assert layers()[0] == ["errors", "log"]
-    assert layers()[-1] == list(SCRIPTS)
+    assert layers("errors, log")[-1] == list(SCRIPTS)
     for module in MODULES:
         if module != "vlm":
             layer_of(module)
@@ -141,6 +150,17 @@ def test_imports_look_down(path: Path) -> None:
     for name in sorted(own_imports(path)):
         below, other = layer_of(name)
         assert below < height or other == member, f"{path} imports {name} from its own layer or up"
+
+
+@pytest.mark.parametrize("path", [p for p in sources("vlm") if p.parts[1] == "data"], ids=str)
+def test_imports_look_down_within_data(path: Path) -> None:
+    if len(path.parts) == 3 and path.name == "__init__.py":
+        return
+    height, member = layer_in_data(module_name(path))
+    for name in sorted(own_imports(path)):
+        if name.startswith("vlm.data."):
+            below, other = layer_in_data(name)
+            assert below < height or other == member, f"{path} imports {name} from its layer or up"
 
 
 def test_no_module_imports_itself_through_others() -> None:

@@ -27,10 +27,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from vlm import arguments, errors
-from vlm.data import locations, manifest
-from vlm.data.decode import DEFAULT_SAMPLING, Sampling
-from vlm.data.foreign import DEFAULT_SOURCE
-from vlm.data.manifest_tally import Summary
+from vlm.data.format.decode import DEFAULT_SAMPLING, Sampling
+from vlm.data.format.foreign import DEFAULT_SOURCE
+from vlm.data.manifest import manifest
+from vlm.data.manifest.manifest_tally import Summary
+from vlm.data.storage import locations
 
 MAX_SHOWN = 20
 

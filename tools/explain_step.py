@@ -20,7 +20,7 @@ from typing import Any
 from vlm import config, errors
 from vlm.arguments import positive, progress
 from vlm.arguments import seed as count
-from vlm.data import plan_index, planning
+from vlm.data.plan import plan_index, planning
 
 
 def main(argv: Sequence[str]) -> int:

@@ -19,8 +19,8 @@ import numpy as np
 from rich.progress import track
 
 from vlm.arguments import positive, seed
-from vlm.data import shapes
-from vlm.data.tokenizer import train_tokenizer
+from vlm.data.make import shapes
+from vlm.data.text.tokenizer import train_tokenizer
 from vlm.errors import command
 
 #: the second word of a clip's seed: no clip can be in both splits

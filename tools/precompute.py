@@ -26,11 +26,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from vlm import arguments, errors
-from vlm.data import download, precompute
-from vlm.data.adapters.registry import ADAPTERS
-from vlm.data.cluster import ray_map
+from vlm.data.make import download, precompute
+from vlm.data.make.adapters.registry import ADAPTERS
+from vlm.data.make.cluster import ray_map
+from vlm.data.make.spool import Source, Split
 from vlm.data.pool import ordered_map
-from vlm.data.spool import Source, Split
 
 
 def main(argv: Sequence[str]) -> int:
@@ -71,7 +71,7 @@ def _make_shards(args: argparse.Namespace) -> int:
 
 def _draw_mix(args: argparse.Namespace) -> int:
     # brings transformers, which every worker of the other commands would load again
-    from vlm.data.adapters import eval_mix
+    from vlm.data.make.adapters import eval_mix
 
     candidates: dict[str, list[Path]] = {}
     for given in args.candidates:
@@ -175,7 +175,7 @@ def _add_mix(command: argparse.ArgumentParser) -> None:
 
 
 def _add_option(command: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) -> None:
-    """The flag of one field of an adapter's options, see ``vlm.data.adapters.base.option``."""
+    """The flag of one field of an adapter's options, see ``vlm.data.make.adapters.base.option``."""
     kinds = [kind for kind in typing.get_args(hint) if kind not in (type(None), Ellipsis)]
     is_required = field.default is dataclasses.MISSING
     command.add_argument(

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from vlm import errors
 from vlm.arguments import add_rename, add_shards, add_workers, positive, progress, seed
-from vlm.data import reshard, shards
+from vlm.data.format import shards
+from vlm.data.make import reshard
 
 
 def main(argv: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 from vlm import config, errors
 from vlm.arguments import positive
-from vlm.data import planning
+from vlm.data.plan import planning
 
 UNITS = ("samples", "frames", "tokens")
 

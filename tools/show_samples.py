@@ -18,8 +18,10 @@ from rich.text import Text
 
 from vlm import config, errors
 from vlm.arguments import add_shards, positive, seed
-from vlm.data import chat, sample_view, samples_page, shards
-from vlm.data.sample_view import Branch, Model, SampleView
+from vlm.data.format import shards
+from vlm.data.inspect import sample_view, samples_page
+from vlm.data.inspect.sample_view import Branch, Model, SampleView
+from vlm.data.text import chat
 from vlm.page import printable
 
 OPEN, CLOSE = (

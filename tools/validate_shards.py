@@ -18,7 +18,7 @@ from rich.table import Table
 
 from vlm import errors
 from vlm.arguments import add_shards, add_tokenizer, add_workers, positive, progress
-from vlm.data import shards
+from vlm.data.format import shards
 from vlm.data.validation.check import Checks
 from vlm.data.validation.page import write_page
 from vlm.data.validation.quarantine import quarantine

@@ -2,7 +2,8 @@
 
 A latent is the mean of the posterior, shifted and scaled as its configuration says; a mean is the
 same every time, a draw would not be. ``diffusers`` is optional (``pip install saccade[latents]``).
-Not here: latents in shards (``vlm.data.latents``), what is learned from them (``vlm.models``).
+Not here: latents in shards (``vlm.data.format.latents``), what is learned from them
+(``vlm.models``).
 """
 
 from functools import lru_cache

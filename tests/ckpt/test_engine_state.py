@@ -25,7 +25,7 @@ from vlm.ckpt.engine_state import (
 )
 from vlm.ckpt.pieces import base_optimizer
 from vlm.config import Recipe
-from vlm.data.plan import Position
+from vlm.data.plan.plan import Position
 from vlm.engine.step import StepResult, read, train_step
 from vlm.errors import CheckpointError
 from vlm.train import loop

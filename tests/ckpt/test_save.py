@@ -16,7 +16,7 @@ from tests.distributed import RankError, ranks
 from tests.train import helpers, runs
 from vlm.ckpt import keep, save
 from vlm.config import Recipe
-from vlm.data.plan import Position
+from vlm.data.plan.plan import Position
 from vlm.engine.step import eval_step
 from vlm.errors import CheckpointError
 from vlm.models import registry

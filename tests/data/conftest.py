@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from vlm.data import chat
-from vlm.data.tokenizer import train_tokenizer
+from vlm.data.text import chat
+from vlm.data.text.tokenizer import train_tokenizer
 
 IMAGE_TOKEN = "<|image|>"
 

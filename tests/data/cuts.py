@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from vlm.data.pack import Cut
+from vlm.data.plan.pack import Cut
 
 FRAME_COST = 3.7
 

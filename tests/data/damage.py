@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from vlm.data.catalog import Catalog
+from vlm.data.plan.catalog import Catalog
 
 Members = list[tuple[str, bytes]]
 

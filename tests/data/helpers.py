@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vlm.data.schema import Sample, Turn
-from vlm.data.shards import ShardWriter
+from vlm.data.format.schema import Sample, Turn
+from vlm.data.format.shards import ShardWriter
 
 ANSWERS = ("red", "The circle is green.", "blue", "a green square")
 

@@ -15,11 +15,12 @@ from typing import Any
 from tests.data.conftest import IMAGE_TOKEN
 from vlm.batch import Batch
 from vlm.config import AugmentConfig, DataConfig, StorageConfig
-from vlm.data import catalog, chat
-from vlm.data.collate import Collator
-from vlm.data.loader import Loader
-from vlm.data.plan import Plan, Policy, Position
-from vlm.data.planning import rows_from_catalog
+from vlm.data.load.collate import Collator
+from vlm.data.load.loader import Loader
+from vlm.data.plan import catalog
+from vlm.data.plan.plan import Plan, Policy, Position
+from vlm.data.plan.planning import rows_from_catalog
+from vlm.data.text import chat
 
 MICRO_BATCHES = 8
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm.data.policy import Policy, Rows
+from vlm.data.plan.policy import Policy, Rows
 
 
 def make_rows(

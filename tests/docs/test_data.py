@@ -17,7 +17,7 @@ from PIL import Image
 from tests.data import helpers
 from tests.data.clips import write_clip
 from tests.tools.run_tool import run_tool
-from vlm.data.tokenizer import train_tokenizer
+from vlm.data.text.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "data.md"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.evaluate.world import make_collator, make_tokenizer
-from vlm.data.collate import Collator
+from vlm.data.load.collate import Collator
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ from tests.evaluate.world import (
     make_sample,
     make_samples,
 )
-from vlm.data.collate import Collator
-from vlm.data.reader import LoadedSample
-from vlm.data.schema import Turn
+from vlm.data.format.schema import Turn
+from vlm.data.load.collate import Collator
+from vlm.data.load.reader import LoadedSample
 from vlm.evaluate import questions as module
 from vlm.evaluate.questions import (
     CONTROLS,

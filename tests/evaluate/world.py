@@ -13,12 +13,13 @@ from vlm.ckpt import save
 from vlm.ckpt.files import write_json
 from vlm.config import AugmentConfig
 from vlm.config_model import ModelConfig
-from vlm.data import chat, manifest
-from vlm.data.collate import Collator
-from vlm.data.reader import LoadedSample
-from vlm.data.schema import Sample, Turn
-from vlm.data.shards import ShardWriter
-from vlm.data.tokenizer import train_tokenizer
+from vlm.data.format.schema import Sample, Turn
+from vlm.data.format.shards import ShardWriter
+from vlm.data.load.collate import Collator
+from vlm.data.load.reader import LoadedSample
+from vlm.data.manifest import manifest
+from vlm.data.text import chat
+from vlm.data.text.tokenizer import train_tokenizer
 from vlm.models import registry
 from vlm.models.foveated import FoveatedModel
 

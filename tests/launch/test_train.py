@@ -17,7 +17,7 @@ import pytest
 
 from tests.distributed import free_port, ranks
 from tests.train import helpers, runs
-from vlm.data.tokenizer import train_tokenizer
+from vlm.data.text.tokenizer import train_tokenizer
 from vlm.train.metrics import read_rows
 
 SCRIPT = helpers.ROOT / "launch/train.py"

@@ -7,8 +7,8 @@ from PIL import Image
 from tests.data import helpers
 from tests.data.clips import write_clip
 from tests.tools.run_tool import error_line, run_tool
-from vlm.data import manifest
-from vlm.data.tokenizer import train_tokenizer
+from vlm.data.manifest import manifest
+from vlm.data.text.tokenizer import train_tokenizer
 
 
 def test_it_writes_a_manifest(tmp_path: Path) -> None:

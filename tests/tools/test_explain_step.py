@@ -10,9 +10,9 @@ import yaml
 
 from tests.data import helpers
 from tests.tools.run_tool import Result, run_tool
-from vlm.data import manifest
-from vlm.data.plan import step_hash
-from vlm.data.tokenizer import train_tokenizer
+from vlm.data.manifest import manifest
+from vlm.data.plan.plan import step_hash
+from vlm.data.text.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from tests.tools.run_tool import run_tool
-from vlm.data import annotations, chat, shapes
-from vlm.data.frames import extract_frames
+from vlm.data.format.frames import extract_frames
+from vlm.data.make import annotations, shapes
+from vlm.data.text import chat
 
 NUM_TRAIN, NUM_EVAL = 12, 6
 

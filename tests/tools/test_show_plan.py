@@ -7,8 +7,8 @@ import yaml
 
 from tests.data import helpers
 from tests.tools.run_tool import Result, run_tool
-from vlm.data import manifest
-from vlm.data.tokenizer import train_tokenizer
+from vlm.data.manifest import manifest
+from vlm.data.text.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import yaml
 
 from tests.data import helpers
 from tests.tools.run_tool import error_line, run_tool
-from vlm.data.tokenizer import train_tokenizer
+from vlm.data.text.tokenizer import train_tokenizer
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 

@@ -5,7 +5,7 @@ import pytest
 
 from tests.data import helpers
 from tests.tools.run_tool import error_line, run_tool
-from vlm.data.tokenizer import train_tokenizer
+from vlm.data.text.tokenizer import train_tokenizer
 
 
 def test_clean_shards_end_with_0_and_json_stands_alone(tmp_path: Path) -> None:

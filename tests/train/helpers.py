@@ -12,10 +12,10 @@ import yaml
 from tests.models import tiny
 from vlm import config
 from vlm.config import Recipe
-from vlm.data import manifest
-from vlm.data.schema import Sample, Turn
-from vlm.data.shards import ShardWriter
-from vlm.data.tokenizer import train_tokenizer
+from vlm.data.format.schema import Sample, Turn
+from vlm.data.format.shards import ShardWriter
+from vlm.data.manifest import manifest
+from vlm.data.text.tokenizer import train_tokenizer
 from vlm.engine import ds_config
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from tests.distributed import ranks
 from tests.train import helpers
 from vlm.ckpt import save
 from vlm.config import Recipe
-from vlm.data.plan import Position
+from vlm.data.plan.plan import Position
 from vlm.engine.setup import Machine
 from vlm.engine.step import Pending, StepResult, eval_step, read, train_step
 from vlm.errors import UserError

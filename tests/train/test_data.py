@@ -8,8 +8,8 @@ import pytest
 
 from tests.train import helpers
 from vlm.config import AugmentConfig, Recipe
-from vlm.data.plan import Position
-from vlm.data.tokenizer import train_tokenizer
+from vlm.data.plan.plan import Position
+from vlm.data.text.tokenizer import train_tokenizer
 from vlm.errors import DataError
 from vlm.train import data
 

@@ -9,7 +9,7 @@ from tests.distributed import ranks
 from tests.train import helpers, runs
 from vlm import config
 from vlm.config import Recipe
-from vlm.data.plan import Position
+from vlm.data.plan.plan import Position
 from vlm.engine import optim
 from vlm.errors import ConfigError
 from vlm.models import registry

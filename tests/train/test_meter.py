@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vlm.data.plan import MicroBatch, Policy, Step
+from vlm.data.plan.plan import MicroBatch, Policy, Step
 from vlm.train import meter
 from vlm.train.meter import Meter
 from vlm.train.metrics import COLUMNS

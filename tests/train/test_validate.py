@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from tests.engine import engines
-from vlm.data.loader import LoadedStep
-from vlm.data.plan import Position
+from vlm.data.load.loader import LoadedStep
+from vlm.data.plan.plan import Position
 from vlm.models.foveated import FoveatedModel
 from vlm.train.metrics import COLUMNS
 from vlm.train.validate import validate

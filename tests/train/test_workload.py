@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.train import helpers
-from vlm.data.plan import Position
+from vlm.data.plan.plan import Position
 from vlm.errors import DataError
 from vlm.models.flops import Shapes, shapes_of
 from vlm.train import data, workload

@@ -2,7 +2,7 @@
 
 Processes start fresh (spawn), so nothing of the parent's threads or locks is inherited, and end
 when it does, even by SIGKILL. One worker means none: everything happens in the calling process.
-Not here: machines of a cluster (`vlm.data.cluster`).
+Not here: machines of a cluster (`vlm.data.make.cluster`).
 """
 
 import multiprocessing

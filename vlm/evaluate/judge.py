@@ -25,9 +25,9 @@ from vlm.batch import Batch
 from vlm.ckpt import load as checkpoints
 from vlm.ckpt.save import MODEL, TRAINER, replace_text
 from vlm.config import Recipe
-from vlm.data import stream
-from vlm.data.collate import Collator, frame_size
-from vlm.data.reader import LoadedSample, Reader
+from vlm.data.load.collate import Collator, frame_size
+from vlm.data.load.reader import LoadedSample, Reader
+from vlm.data.plan import stream
 from vlm.errors import CheckpointError, DataError
 from vlm.evaluate.attention import fine_attention
 from vlm.evaluate.losses import compare, mode_losses

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import numpy as np
 
 from vlm.batch import Batch
-from vlm.data import chat
-from vlm.data.collate import Collator
-from vlm.data.reader import LoadedSample
-from vlm.data.schema import MARK, Turn
+from vlm.data.format.schema import MARK, Turn
+from vlm.data.load.collate import Collator
+from vlm.data.load.reader import LoadedSample
+from vlm.data.text import chat
 from vlm.models.generate import generate
 
 log = logging.getLogger(__name__)

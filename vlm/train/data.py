@@ -8,11 +8,13 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from vlm.config import AugmentConfig, Recipe
-from vlm.data import chat, faults, plan_index, planning
-from vlm.data.catalog import Catalog
-from vlm.data.collate import Collator
-from vlm.data.loader import LoadedStep, Loader
-from vlm.data.plan import Plan, Position
+from vlm.data.load import faults
+from vlm.data.load.collate import Collator
+from vlm.data.load.loader import LoadedStep, Loader
+from vlm.data.plan import plan_index, planning
+from vlm.data.plan.catalog import Catalog
+from vlm.data.plan.plan import Plan, Position
+from vlm.data.text import chat
 
 
 class DataSource(NamedTuple):

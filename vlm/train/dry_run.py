@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vlm.batch import Batch
 from vlm.config import Recipe, to_yaml
-from vlm.data.plan import Position
+from vlm.data.plan.plan import Position
 from vlm.engine import optim
 from vlm.train import data
 from vlm.train import model as models

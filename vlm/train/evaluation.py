@@ -11,8 +11,8 @@ from contextlib import closing
 
 from vlm.ckpt.state import TrainState
 from vlm.config_train import TrainConfig
-from vlm.data.loader import LoadedStep
-from vlm.data.plan import Position
+from vlm.data.load.loader import LoadedStep
+from vlm.data.plan.plan import Position
 from vlm.train.preempt import Preemption
 from vlm.train.run import Run
 from vlm.train.validate import validate

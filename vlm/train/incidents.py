@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from vlm.ckpt.state import TrainState
 from vlm.config_train import HealthConfig
-from vlm.data.loader import LoadedStep
+from vlm.data.load.loader import LoadedStep
 from vlm.engine import ladder
 from vlm.engine.step import Pending, StepResult, read
 from vlm.errors import HealthError

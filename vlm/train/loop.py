@@ -1,7 +1,7 @@
 """The training loop: `fit` says what happens in which order; each part lives elsewhere.
 
-Not here: the step itself (``vlm.engine.step``), the order of samples (``vlm.data.plan``), what is
-healthy (``vlm.train.health``), files.
+Not here: the step itself (``vlm.engine.step``), the order of samples (``vlm.data.plan.plan``), what
+is healthy (``vlm.train.health``), files.
 """
 
 import itertools
@@ -22,8 +22,8 @@ from vlm.ckpt.interval import best_interval_s
 from vlm.ckpt.save import MODEL
 from vlm.ckpt.state import TrainState
 from vlm.config import Recipe, to_yaml
-from vlm.data.loader import LoadedStep
-from vlm.data.plan import Position
+from vlm.data.load.loader import LoadedStep
+from vlm.data.plan.plan import Position
 from vlm.engine import ladder, optim, thaw
 from vlm.engine.modes import forward_mode
 from vlm.engine.movement import MovementCheck

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from vlm.data import plan
-from vlm.data.plan import Policy, Step
+from vlm.data.plan import plan
+from vlm.data.plan.plan import Policy, Step
 
 WINDOW = 50
 

@@ -15,8 +15,8 @@ from vlm.ckpt.keep import Keep, finished_in
 from vlm.ckpt.save import Saver
 from vlm.ckpt.state import TrainState
 from vlm.config import COMPONENTS, Recipe
-from vlm.data.loader import LoadedStep
-from vlm.data.plan import Plan, Position
+from vlm.data.load.loader import LoadedStep
+from vlm.data.plan.plan import Plan, Position
 from vlm.engine.setup import Machine, build_engine
 from vlm.errors import ConfigError
 from vlm.train import chain, data

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from vlm import dist
-from vlm.data.loader import LoadedStep
+from vlm.data.load.loader import LoadedStep
 from vlm.engine.step import eval_step
 
 AUTOREGRESSIVE = "autoregressive"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm.ckpt.state import TrainState
-from vlm.data.loader import LoadedStep
+from vlm.data.load.loader import LoadedStep
 from vlm.engine.movement import MovementCheck
 from vlm.engine.step import StepResult
 from vlm.train.alerts import Alerts

@@ -12,9 +12,9 @@ import torch
 
 from vlm.batch import IGNORE_INDEX, Batch, build_batch
 from vlm.config import Recipe
-from vlm.data import planning
-from vlm.data.collate import frame_size
-from vlm.data.plan import MicroBatch, Plan, Step, assign
+from vlm.data.load.collate import frame_size
+from vlm.data.plan import planning
+from vlm.data.plan.plan import MicroBatch, Plan, Step, assign
 from vlm.models.flops import Shapes
 
 #: steps of the plan whose operations are counted

@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.data import clips, helpers
 from tests.data.validation.edits import brief, edited
-from vlm.data import shards
-from vlm.data.schema import Preference, Sample, Tokens, Turn
+from vlm.data.format import shards
+from vlm.data.format.schema import Preference, Sample, Tokens, Turn
 from vlm.data.validation.check import Checks
 from vlm.data.validation.report import Report
 from vlm.data.validation.validate import validate

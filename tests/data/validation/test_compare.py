@@ -4,7 +4,7 @@ import numpy as np
 
 from tests.data import helpers
 from tests.data.validation.edits import brief
-from vlm.data import shards
+from vlm.data.format import shards
 from vlm.data.validation.check import Checks
 from vlm.data.validation.report import Fault
 from vlm.data.validation.validate import validate

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.data import helpers
-from vlm.data import tar
+from vlm.data.format import tar
 from vlm.data.validation.salvage import Damage, salvage
 
 NAMES = [f"{i:02d}.{suffix}" for i in range(6) for suffix in ("json", "jpg")]

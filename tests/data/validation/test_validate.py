@@ -6,7 +6,7 @@ import pytest
 from tests.data import helpers
 from tests.data.conftest import IMAGE_TOKEN
 from tests.data.validation.edits import brief, edited
-from vlm.data import manifest
+from vlm.data.manifest import manifest
 from vlm.data.validation.check import Checks
 from vlm.data.validation.report import Fault
 from vlm.data.validation.validate import validate

@@ -17,15 +17,16 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from vlm.batch import IGNORE_INDEX
-from vlm.data import chat, layout, shards, tar
-from vlm.data.decode import decode_image, image_shape
-from vlm.data.digests import UNKNOWN, digest
-from vlm.data.encode import encode_branches
-from vlm.data.frames import count_frames, extract_frames
-from vlm.data.identity import MEDIA, said
-from vlm.data.identity import identity as identity_of
-from vlm.data.latents import read_latents
-from vlm.data.schema import Kind, Sample
+from vlm.data.format import layout, shards, tar
+from vlm.data.format.decode import decode_image, image_shape
+from vlm.data.format.digests import UNKNOWN, digest
+from vlm.data.format.frames import count_frames, extract_frames
+from vlm.data.format.latents import read_latents
+from vlm.data.format.schema import Kind, Sample
+from vlm.data.manifest.identity import MEDIA, said
+from vlm.data.manifest.identity import identity as identity_of
+from vlm.data.text import chat
+from vlm.data.text.encode import encode_branches
 from vlm.data.validation.report import ShardReport, Text, add_source
 from vlm.data.validation.salvage import Damage, salvage
 from vlm.errors import SampleError

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from vlm.data.digests import equal_rows
-from vlm.data.manifest import ShardInfo
+from vlm.data.format.digests import equal_rows
+from vlm.data.manifest.manifest import ShardInfo
 from vlm.data.validation.report import ShardReport, digest_rows
 
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlm.data import shards
+from vlm.data.format import shards
+from vlm.data.format.rewrite import ShardCopy
 from vlm.data.pool import ordered_map
-from vlm.data.rewrite import ShardCopy
 from vlm.data.validation.check import runs
 from vlm.data.validation.report import Report, ShardReport
 from vlm.errors import DataError

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from vlm.data.digests import as_rows, digest
-from vlm.data.schema import Sample
+from vlm.data.format.digests import as_rows, digest
+from vlm.data.format.schema import Sample
 
 #: last frame count of each row of the statistics; what is above goes to one more
 FRAME_BUCKETS = (0, 4, 8, 16, 32, 64)

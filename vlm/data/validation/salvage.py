@@ -1,14 +1,14 @@
 """Walks a tar past whatever is wrong with it, so that one fault does not hide the next.
 
-`vlm.data.tar` stops at the first fault; this names it and goes on at the next header. What a
+`vlm.data.format.tar` stops at the first fault; this names it and goes on at the next header. What a
 refused header describes is skipped whole where its size can be trusted: a tar inside a member must
-not be taken for members. Not here: what members may be in a shard (`vlm.data.shards`).
+not be taken for members. Not here: what members may be in a shard (`vlm.data.format.shards`).
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from vlm.data import tar
+from vlm.data.format import tar
 from vlm.errors import DataError
 
 _CHUNK_BYTES = 1 << 20

@@ -1,7 +1,7 @@
 """Checks every sample of a set of shards and names every fault.
 
-`vlm.data.manifest` stops where a shard is damaged; this goes on, so that one run shows all there
-is to mend. What happens, in order:
+`vlm.data.manifest.manifest` stops where a shard is damaged; this goes on, so that one run shows all
+there is to mend. What happens, in order:
 
 1. Each shard is checked alone, in processes (`check`), past any damage (`salvage`).
 2. Shards are compared with each other, the evaluation set and the manifest (`compare`).
@@ -12,8 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vlm.data import chat, manifest, shards
+from vlm.data.format import shards
+from vlm.data.manifest import manifest
 from vlm.data.pool import ordered_map
+from vlm.data.text import chat
 from vlm.data.validation.check import Checks, Task, check_shard
 from vlm.data.validation.compare import compare
 from vlm.data.validation.report import Fault, Report, ShardReport, Tally, add_source

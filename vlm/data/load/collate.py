@@ -1,0 +1,146 @@
+"""From read samples to a batch: augmented frames, token ids with a place for each frame.
+
+Not here: reading (``vlm.data.load.reader``), tokenizing (``vlm.data.text.encode``), threads
+(``vlm.data.load.loader``).
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from vlm.batch import Batch, build_batch
+from vlm.config import AugmentConfig
+from vlm.data.format.schema import MARK, Sample
+from vlm.data.load.augment import augment
+from vlm.data.load.reader import LoadedSample
+from vlm.data.plan import plan
+from vlm.data.plan.catalog import Catalog
+from vlm.data.text import chat
+from vlm.data.text.encode import encode_sample
+from vlm.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collator:
+    """Turns samples into a batch."""
+
+    tokenizer: PreTrainedTokenizerFast
+    image_token: str
+    tokens_per_frame: int
+    loss_on: Literal["answers", "all"]
+    augment: AugmentConfig
+    seed: int
+
+    @functools.cached_property
+    def image_token_id(self) -> int:
+        return self.tokenizer.convert_tokens_to_ids(self.image_token)
+
+    def encode(self, loaded: LoadedSample) -> chat.Encoded:
+        """``encode_sample`` of one that is read."""
+        return self.encode_sample(loaded.sample, len(loaded.frames))
+
+    def encode_sample(
+        self, sample: Sample, num_frames: int, repeats: int = 1, question_first: bool = False
+    ) -> chat.Encoded:
+        """Token ids and labels, with placeholders.
+
+        Args:
+            num_frames: Frames of the sample.
+            repeats: How often each frame is shown.
+            question_first: Frames stand behind the first question, if the text does not say where.
+
+        Raises:
+            SampleError: without the sample's name.
+        """
+        if question_first and num_frames:
+            sample = _question_first(sample, num_frames)
+        encoded = encode_sample(self.tokenizer, sample, self.image_token, self.loss_on)
+        per_frame = repeats * self.tokens_per_frame
+        return chat.expand_frames(encoded, num_frames, per_frame, self.image_token_id)
+
+    def augment_frames(self, frames: np.ndarray, row: int, epoch: int) -> None:
+        """Changes (T, H, W, 3) uint8 in place, as drawn for (seed, epoch, row)."""
+        if len(frames) and self.augment != AugmentConfig():
+            rng = plan.sample_rng(self.seed, epoch, row)
+            frames[...] = augment(frames, self.augment, rng)
+
+    def batch(
+        self,
+        frames: list[np.ndarray],
+        encoded: list[chat.Encoded],
+        keys: list[str],
+        kind: str,
+        blank: tuple[int, int],
+    ) -> Batch:
+        """Joins samples of which each has its frames (T, H, W, 3) uint8 for itself.
+
+        Args:
+            blank: (H, W) of the frame that text-only batches carry.
+        """
+        owned = [f for f in frames if len(f)] or [np.zeros((1, *blank, 3), np.uint8)]
+        slab = torch.from_numpy(np.concatenate(owned))
+        return self.join(slab, [len(f) for f in frames], encoded, keys, kind)
+
+    def join(
+        self,
+        frames: torch.Tensor,
+        frame_counts: Sequence[int],
+        encoded: Sequence[chat.Encoded],
+        keys: list[str],
+        kind: str,
+        groups: Sequence[int] | None = None,
+    ) -> Batch:
+        """Joins samples whose frames lie in one piece of memory.
+
+        Args:
+            frames: (F, H, W, 3) uint8, all samples' in order; one blank frame where there is none.
+        """
+        return build_batch(
+            frames=frames.permute(0, 3, 1, 2),
+            frame_counts=frame_counts,
+            input_ids=[e.input_ids for e in encoded],
+            labels=[e.labels for e in encoded],
+            image_token_id=self.image_token_id,
+            tokens_per_frame=self.tokens_per_frame,
+            keys=keys,
+            kind=kind,
+            groups=groups,
+        )
+
+
+def _question_first(sample: Sample, num_frames: int) -> Sample:
+    """The sample with its frames behind its first question, if it is text without marks."""
+    turns = sample.conversation()
+    if sample.form not in ("turns", "caption") or any(MARK.search(t.content) for t in turns):
+        return sample
+    first = next(i for i, turn in enumerate(turns) if turn.role == "user")
+    # no space before it: the text must keep the number of tokens that the plan counted
+    mark = "<video>" if sample.kind == "video" else "<image>" * num_frames
+    turns[first] = turns[first].model_copy(update={"content": turns[first].content + mark})
+    return sample.model_copy(update={"turns": tuple(turns), "caption": None})
+
+
+def frame_size(catalog: Catalog) -> tuple[int, int]:
+    """(H, W) of the catalog's frames; 224 x 224 where it has none.
+
+    Raises:
+        DataError: they are not all of one size.
+    """
+    has_frames = catalog.num_frames > 0
+    if not has_frames.any():
+        return (224, 224)
+    low, high = (
+        (int(pick(catalog.height[has_frames])), int(pick(catalog.width[has_frames])))
+        for pick in (np.min, np.max)
+    )
+    if low != high:
+        raise DataError(
+            f"{catalog.names()}: frames from {low[0]} x {low[1]} to {high[0]} x {high[1]} "
+            "pixels, expected one size; build the manifests with one --size for all"
+        )
+    return high
