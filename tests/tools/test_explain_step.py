@@ -6,50 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from tests.data import helpers
-from tests.tools.run_tool import Result, run_tool
-from vlm.data.manifest import manifest
+from tests.tools import planned
+from tests.tools.run_tool import Result
 from vlm.data.plan.plan import step_hash
-from vlm.data.text.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe over two manifests: 48 clips and 12 texts, and 24 clips and 8 texts."""
     folder = tmp_path_factory.mktemp("explain_step")
-    texts = ["What colour is the circle?", "The circle is green."] * 20
-    train_tokenizer(texts, folder / "tokenizer", vocab_size=300, image_token="<|image|>")
-    for name, counts in (("a", [3, 0, 8, 1, 5] * 12), ("b", [2, 4, 6, 0] * 8)):
-        paths = helpers.write_shards(folder / name, counts, per_shard=10, prefix=name)
-        manifest.build(paths, str(folder / "tokenizer"), "<|image|>", folder / f"{name}.parquet")
-    part = {"config": {"model_type": "any"}}
+    planned.make_tokenizer(folder)
     sources = [
-        {"manifest": str(folder / "a.parquet"), "weight": 1},
-        {"manifest": str(folder / "b.parquet"), "weight": 3},
+        {"manifest": planned.make_manifest(folder, "a", [3, 0, 8, 1, 5] * 12), "weight": 1},
+        {"manifest": planned.make_manifest(folder, "b", [2, 4, 6, 0] * 8), "weight": 3},
     ]
-    model = {"family": "foveated", "vision": part, "language": part}
-    recipe = {
-        "name": "test",
-        "output_dir": str(folder / "runs"),
-        "model": {**model, "tokenizer": str(folder / "tokenizer")},
-        "data": {
-            "train": sources,
-            "weights_at": {9: {"a": 0}},
-            "eval": "none.parquet",
-            "micro_batches": 4,
-            "budget": 300,
-            "text_frac": 0.2,
-        },
-        "train": {"steps": 1},
-    }
-    (folder / "r.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    planned.write_recipe(folder, sources, weights_at={9: {"a": 0}})
     return folder
 
 
 def run(folder: Path, *arguments: str) -> Result:
-    return run_tool("explain_step", "--recipe", folder / "r.yaml", *arguments)
+    return planned.run("explain_step", folder, *arguments)
 
 
 def explained(folder: Path, *arguments: str) -> dict[str, Any]:
@@ -59,7 +36,7 @@ def explained(folder: Path, *arguments: str) -> dict[str, Any]:
 
 
 def test_ranks_together_are_the_step_that_show_plan_shows(folder: Path) -> None:
-    shown = run_tool("show_plan", "--recipe", folder / "r.yaml", "--steps", "12", "--json")
+    shown = planned.run("show_plan", folder, "--steps", "12", "--json")
     steps = json.loads(shown.stdout)["steps"]
     for step in (0, 11):
         ranks = [
@@ -84,7 +61,7 @@ def test_a_sample_lies_where_it_says(folder: Path) -> None:
 
 
 def test_sources_are_counted(folder: Path) -> None:
-    shown = run_tool("show_plan", "--recipe", folder / "r.yaml", "--steps", "4", "--json")
+    shown = planned.run("show_plan", folder, "--steps", "4", "--json")
     found = json.loads(shown.stdout)["sources"]
     expected = {name: Counter[str]() for name in ("a", "b")}
     for step in range(4):
@@ -93,7 +70,7 @@ def test_sources_are_counted(folder: Path) -> None:
                 counts = {"num_samples": 1, **{k: one[k] for k in ("num_frames", "num_tokens")}}
                 expected[one["source"]].update(counts)
     assert found == [{"name": name, **counts} for name, counts in expected.items()]
-    text = run_tool("show_plan", "--recipe", folder / "r.yaml", "--steps", "4").stdout
+    text = planned.run("show_plan", folder, "--steps", "4").stdout
     share = expected["b"]["num_frames"] / sum(own["num_frames"] for own in expected.values())
     assert re.search(rf"source b: .* {share:.1%} of the frames", text)
 

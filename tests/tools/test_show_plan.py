@@ -3,47 +3,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from tests.data import helpers
-from tests.tools.run_tool import Result, run_tool
-from vlm.data.manifest import manifest
-from vlm.data.text.tokenizer import train_tokenizer
+from tests.tools import planned
+from tests.tools.run_tool import Result
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe, and a manifest of 60 videos and 15 texts."""
     folder = tmp_path_factory.mktemp("show_plan")
-    texts = ["What colour is the circle?", "The circle is green."] * 20
-    train_tokenizer(texts, folder / "tokenizer", vocab_size=300, image_token="<|image|>")
-    paths = helpers.write_shards(folder / "shards", [3, 0, 8, 1, 5] * 15, per_shard=10)
-    manifest.build(paths, str(folder / "tokenizer"), "<|image|>", folder / "m.parquet")
-    part = {"config": {"model_type": "any"}}
-    recipe = {
-        "name": "test",
-        "output_dir": str(folder / "runs"),
-        "model": {
-            "family": "foveated",
-            "vision": part,
-            "language": part,
-            "tokenizer": str(folder / "tokenizer"),
-        },
-        "data": {
-            "train": str(folder / "m.parquet"),
-            "eval": "none.parquet",
-            "micro_batches": 4,
-            "budget": 300,
-            "text_frac": 0.2,
-        },
-        "train": {"steps": 1},
-    }
-    (folder / "r.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    planned.make_tokenizer(folder)
+    planned.write_recipe(folder, planned.make_manifest(folder, "m", [3, 0, 8, 1, 5] * 15))
     return folder
 
 
 def run(folder: Path, *arguments: str) -> Result:
-    return run_tool("show_plan", "--recipe", folder / "r.yaml", *arguments)
+    return planned.run("show_plan", folder, *arguments)
 
 
 def shown(folder: Path, *arguments: str) -> dict[str, Any]:
