@@ -105,13 +105,55 @@ class BlindConfig(Strict):
         return 0
 
 
-Family = Literal["foveated", "foveated_latent", "multi_token", "blind"]
-ConnectorConfig = LatentConfig | FoveationConfig | PoolingConfig | BlindConfig
+class PerceiverConfig(Strict):
+    """Latents that read each image, or the linear projector (family `perceiver`)."""
+
+    kind: Literal["resampler", "linear"] = "resampler"
+    #: which of the tower's tokens are read
+    reads: Literal["all", "cls", "patches"] = "all"
+    #: latents of the resampler, or tokens of the projector
+    tokens_per_frame: int = Field(64, gt=0)
+    #: blocks of the resampler; maps of the projector, 1 or 2
+    num_layers: int = Field(6, gt=0)
+    #: of the resampler
+    num_heads: int = Field(16, gt=0)
+    mlp_ratio: int = Field(4, gt=0)
+    #: how the projector comes to fewer tokens than the tower has
+    pool: Literal["none", "avg", "learned"] = "none"
+
+    @model_validator(mode="after")
+    def _of_kind(self) -> "PerceiverConfig":
+        if self.kind == "linear" and self.num_layers > 2:
+            raise ValueError(f"num_layers is {self.num_layers}; the linear projector has 1 or 2")
+        if self.kind == "resampler" and self.pool != "none":
+            raise ValueError(f"pool {self.pool} is the linear projector's; set `kind: linear`")
+        return self
+
+
+class PrefixConfig(Strict):
+    """A projection of each of the tower's tokens (family `prefix`)."""
+
+    kind: Literal["linear", "mlp"] = "linear"
+    #: which of the tower's tokens are read
+    reads: Literal["all", "cls", "patches"] = "all"
+    #: all that are read: 196 of a 224 px image in patches of 16
+    tokens_per_frame: int = Field(196, gt=0)
+    #: of the mlp
+    hidden_dim: int = Field(2048, gt=0)
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+Family = Literal["foveated", "foveated_latent", "multi_token", "blind", "perceiver", "prefix"]
+ConnectorConfig = (
+    LatentConfig | FoveationConfig | PoolingConfig | BlindConfig | PerceiverConfig | PrefixConfig
+)
 CONNECTORS: dict[str, type[ConnectorConfig]] = {
     "foveated": FoveationConfig,
     "foveated_latent": LatentConfig,
     "multi_token": PoolingConfig,
     "blind": BlindConfig,
+    "perceiver": PerceiverConfig,
+    "prefix": PrefixConfig,
 }
 
 

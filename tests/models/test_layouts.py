@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.models.reference import single
-from tests.models.tiny import make_baseline, make_batch, make_model
+from tests.models.tiny import make_baseline, make_batch, make_model, make_projected
 from vlm.batch import Batch
 from vlm.models.language import LanguageModel
 
@@ -34,6 +34,8 @@ CASES: dict[str, tuple[Callable[[], Any], int, str]] = {
         "one_pass",
     ),
     "blind": (make_baseline, 0, "one_pass"),
+    "perceiver": (lambda: make_projected("perceiver"), 3, "one_pass"),
+    "prefix": (lambda: make_projected("prefix"), 4, "one_pass"),
 }
 
 

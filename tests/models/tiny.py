@@ -6,6 +6,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from vlm.batch import Batch, build_batch
 from vlm.models.baselines import BlindConfig, BlindModel, MultiTokenConfig, MultiTokenModel
 from vlm.models.foveated import FoveatedConfig, FoveatedModel
+from vlm.models.one_pass import Projected
+from vlm.models.perceiver import PerceiverFamilyConfig, PerceiverModel
+from vlm.models.prefix import PrefixConfig, PrefixModel
 
 IMAGE = 3
 VOCAB = 50
@@ -39,6 +42,37 @@ CONNECTOR = {
     "query_std": 1.0,
     "visual_scale": 0.5,
     "coarse_weight": 0.5,
+}
+#: towers that are read once, of 16 px frames in 4 patches; SigLIP has no CLS
+CLIP = {
+    "model_type": "clip_vision_model",
+    "image_size": SIZE,
+    "patch_size": 8,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "initializer_factor": 3.0,
+}
+SIGLIP = {k: v for k, v in CLIP.items() if k != "initializer_factor"} | {
+    "model_type": "siglip_vision_model",
+    "vision_use_head": False,
+}
+PERCEIVER = {
+    "kind": "resampler",
+    "reads": "all",
+    "tokens_per_frame": 3,
+    "num_layers": 2,
+    "num_heads": 4,
+    "mlp_ratio": 2,
+    "pool": "none",
+}
+PREFIX = {
+    "kind": "linear",
+    "reads": "all",
+    "tokens_per_frame": 4,
+    "hidden_dim": 40,
+    "dropout": 0.0,
 }
 
 
@@ -76,6 +110,19 @@ def make_baseline(seed: int = 0, **connector) -> MultiTokenModel | BlindModel:
     connector = {"reduction": "pool", "shuffle": 2, "visual_scale": 0.5} | connector
     config = MultiTokenConfig(vision_config=VISION, language_config=LANGUAGE, connector=connector)
     return MultiTokenModel(config).double().eval()
+
+
+def make_projected(family: str, seed: int = 0, vision=None, **connector) -> Projected:
+    """``perceiver`` with a CLIP tower or ``prefix`` with SigLIP; in float64."""
+    torch.manual_seed(seed)
+    model: Projected
+    if family == "perceiver":
+        keys = {"vision_config": vision or CLIP, "connector": PERCEIVER | connector}
+        model = PerceiverModel(PerceiverFamilyConfig(language_config=LANGUAGE, **keys))
+    else:
+        keys = {"vision_config": vision or SIGLIP, "connector": PREFIX | connector}
+        model = PrefixModel(PrefixConfig(language_config=LANGUAGE, **keys))
+    return model.double().eval()
 
 
 def make_batch(

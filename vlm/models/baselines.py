@@ -6,21 +6,15 @@ Nothing here chooses where to look.
 Legend: N tokens, F frames, S samples, L longest sample, H language width.
 """
 
-from typing import Literal
-
-import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from vlm.batch import Batch
-from vlm.models import generate
-from vlm.models.family import FamilyConfig, Output, Prefill, random_lm, random_tower
+from vlm.models.family import FamilyConfig, random_lm, random_tower
 from vlm.models.language import LanguageModel
+from vlm.models.one_pass import OnePass
 from vlm.models.pooling import Pooling
 from vlm.models.splice import fill
-from vlm.models.vision import VisionEncoder
-
-Mode = Literal["one_pass"]
+from vlm.models.vision import QUERYABLE, VisionEncoder
 
 
 class MultiTokenConfig(FamilyConfig):
@@ -31,41 +25,11 @@ class BlindConfig(FamilyConfig):
     model_type = "saccade_blind"
 
 
-class OnePass(PreTrainedModel):
-    """A language model that reads every sample once; ``embed`` says what it reads."""
-
-    base_model_prefix = ""
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    modes: tuple[Mode, ...] = ("one_pass",)
-    train_modes: tuple[Mode, ...] = ("one_pass",)
-    generate = generate.generate
-    language: LanguageModel
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """The parts are initialised by their own classes."""
-
-    def embed(self, batch: Batch) -> Tensor:
-        """(N, H)."""
-        raise NotImplementedError
-
-    def forward(self, batch: Batch, mode: Mode = "one_pass", measure_all: bool = False) -> Output:
-        """The loss of one micro-batch; there is no other mode, and nothing else to measure."""
-        losses = self.language.token_losses(self.language(self.embed(batch), batch), batch)
-        return Output(losses.sum(), {}, losses.detach())
-
-    @torch.no_grad()
-    def losses_by_mode(self, batch: Batch) -> dict[str, Tensor]:
-        return {"one_pass": self(batch).loss_sum}
-
-    def prefill(self, batch: Batch, mode: Mode) -> Prefill:
-        return self.language.prefill(self.embed(batch), batch)
-
-
 class MultiTokenModel(OnePass):
     """Vision tower, pooling and language model."""
 
     config_class = MultiTokenConfig
+    towers = QUERYABLE
 
     def __init__(
         self, config: MultiTokenConfig, tower: nn.Module | None = None, lm: nn.Module | None = None

@@ -23,7 +23,7 @@ from vlm.models.family import FamilyConfig, Output, Prefill, random_lm, random_t
 from vlm.models.foveation import Foveation
 from vlm.models.language import LanguageModel, coordinates, new_cache, to_rows
 from vlm.models.splice import fill
-from vlm.models.vision import LayerCache, VisionEncoder
+from vlm.models.vision import QUERYABLE, LayerCache, VisionEncoder
 
 Mode = Literal["coarse_fine", "coarse_only", "autoregressive"]
 MODES: tuple[Mode, ...] = ("coarse_fine", "coarse_only", "autoregressive")
@@ -50,6 +50,7 @@ class FoveatedModel(PreTrainedModel):
     """Vision tower, foveation and language model, and how they meet."""
 
     config_class = FoveatedConfig
+    towers = QUERYABLE
     connector_class: type[Foveation] = Foveation
     base_model_prefix = ""
     _supports_sdpa = True

@@ -4,6 +4,7 @@ import copy
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,17 @@ from vlm.errors import CheckpointError, ConfigError
 from vlm.models.baselines import BlindModel, MultiTokenModel
 from vlm.models.foveated import FoveatedModel
 from vlm.models.latent import FoveatedLatentModel
-from vlm.models.vision import QUERYABLE
+from vlm.models.perceiver import PerceiverModel
+from vlm.models.prefix import PrefixModel
+from vlm.models.tower import TOWERS
 
 FAMILIES: dict[str, Any] = {
     "foveated": FoveatedModel,
     "foveated_latent": FoveatedLatentModel,
     "multi_token": MultiTokenModel,
     "blind": BlindModel,
+    "perceiver": PerceiverModel,
+    "prefix": PrefixModel,
 }
 #: what transformers raises when a config cannot be built: it checks little before it computes
 BUILD_ERRORS = (
@@ -77,12 +82,14 @@ def build(config: ModelConfig, vocab_size: int, seed: int) -> Any:
         language.vocab_size = vocab_size  # the class's default is some other tokenizer's
     if config.language.pretrained is None or _is_meta():
         language.vocab_size = max(language.vocab_size, vocab_size)
-    tower = None if config.family == "blind" else _tower(config.vision)
+    tower = None if config.family == "blind" else _tower(config)
     lm = _part(config.language, language, AutoModelForCausalLM, "language")
     if lm.get_input_embeddings().num_embeddings < vocab_size:
         lm.resize_token_embeddings(vocab_size)
     if tower is not None and config.vision.position_std is not None:
-        nn.init.normal_(tower.embeddings.position_embeddings, std=config.vision.position_std)
+        where = TOWERS[tower.config.model_type].positions
+        assert where is not None, tower.config.model_type  # refused by _check_vision
+        nn.init.normal_(attrgetter(where)(tower), std=config.vision.position_std)
     family = FAMILIES[config.family]
     family_config = family.config_class(
         vision_config={} if tower is None else tower.config.to_dict(),
@@ -148,9 +155,14 @@ def part_config(part: PartConfig, name: str) -> PreTrainedConfig:
     return config
 
 
-def _tower(part: VisionConfig) -> Any:
+def _tower(model: ModelConfig) -> Any:
+    part = model.vision
     config = part_config(part, "vision")
-    _check_vision(part, config)
+    # a checkpoint of image and text holds the tower beside the rest
+    config = config.vision_config if hasattr(config, "vision_config") else config
+    if hasattr(config, "vision_use_head"):
+        config.vision_use_head = False  # a pooled token, which no family reads
+    _check_vision(part, config, model.family)
     return _part(part, config, AutoModel, "vision")
 
 
@@ -159,11 +171,12 @@ def _suggest(key: str, known: dict[str, Any]) -> str:
     return f"{key} (did you mean {close[0]}?)" if close else key
 
 
-def _check_vision(part: VisionConfig, config: PreTrainedConfig) -> None:
-    if config.model_type not in QUERYABLE:
+def _check_vision(part: VisionConfig, config: PreTrainedConfig, family: str) -> None:
+    known = FAMILIES[family].towers
+    if config.model_type not in known:
         raise ConfigError(
-            f"model.vision: found model_type {config.model_type!r}, whose layers cannot be "
-            f"queried; expected one of {', '.join(QUERYABLE)}"
+            f"model.vision: found model_type {config.model_type!r}, which family {family} cannot "
+            f"read; expected one of {', '.join(known)}"
         )
     if config.num_attention_heads < 1 or config.hidden_size % config.num_attention_heads:
         raise ConfigError(
@@ -175,10 +188,10 @@ def _check_vision(part: VisionConfig, config: PreTrainedConfig) -> None:
             "model.vision.position_std: pretrained weights bring their own position embeddings; "
             "remove it"
         )
-    if part.position_std is not None and config.model_type == "dinov3_vit":
+    if part.position_std is not None and TOWERS[config.model_type].positions is None:
         raise ConfigError(
-            "model.vision.position_std: a dinov3_vit tower has rotary positions, no embeddings of "
-            "them; remove it"
+            f"model.vision.position_std: a {config.model_type} tower has rotary positions, no "
+            "embeddings of them; remove it"
         )
 
 
@@ -190,6 +203,7 @@ def _part(part: PartConfig, config: PreTrainedConfig, auto: Any, name: str) -> A
             return auto.from_config(config, dtype=torch.float32)
         model, report = auto.from_pretrained(
             part.pretrained,
+            config=config,
             dtype=torch.float32,
             output_loading_info=True,
             use_safetensors=True,
