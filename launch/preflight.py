@@ -52,7 +52,7 @@ def _wanted(args: argparse.Namespace, gpus: bool) -> tuple[Wanted, dict[str, int
     if args.recipe is not None:
         recipe = config.load(args.recipe, args.overrides)
         output = recipe.output_dir / "checkpoints"
-        for path in (*(source.manifest for source in recipe.data.train), recipe.data.eval):
+        for path in (source.manifest for source in (*recipe.data.train, recipe.data.eval)):
             shards = manifest.load(path).shards
             manifests[str(path.absolute())] = sha256(path)
             local = [s for s in shards if not remote.is_remote(s.location)]

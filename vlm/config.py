@@ -117,13 +117,18 @@ class SourceConfig(Strict):
 
 def _short_form(found: Any) -> Any:
     """A path alone is a mixture of one source."""
-    return ({"manifest": found},) if isinstance(found, str | Path) else found
+    return (_short_source(found),) if isinstance(found, str | Path) else found
+
+
+def _short_source(found: Any) -> Any:
+    return {"manifest": found} if isinstance(found, str | Path) else found
 
 
 class DataConfig(Strict):
     #: a manifest, or a list of sources
     train: Annotated[tuple[SourceConfig, ...], BeforeValidator(_short_form)] = Field(min_length=1)
-    eval: Path
+    #: a manifest, or one source, of which every sample with frames counts once
+    eval: Annotated[SourceConfig, BeforeValidator(_short_source)]
     #: what weights are shares of
     weight_by: Literal["samples", "tokens", "frames"] = "samples"
     #: global step -> source -> its weight from there on; others keep theirs
@@ -154,6 +159,8 @@ class DataConfig(Strict):
 
     @model_validator(mode="after")
     def _weighed(self) -> "DataConfig":
+        if self.eval.weight is not None or self.eval.repeat != 1:
+            raise ValueError("eval: each held-out sample counts once; remove weight and repeat")
         names = [source.name for source in self.train]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"sources named {', '.join(sorted(twice))} twice; set their `name`")

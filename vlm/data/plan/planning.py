@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vlm.config import DataConfig, Recipe, SourceConfig
+from vlm.config import DataConfig, Recipe
 from vlm.data.plan import catalog
 from vlm.data.plan.catalog import Catalog
 from vlm.data.plan.plan import MicroBatch, Plan, Step, assign, step_hash, summary
@@ -36,8 +36,12 @@ def open_plan(recipe: Recipe, *, training: bool = True) -> tuple[Catalog, Plan]:
 
 def _held_out(data: DataConfig) -> DataConfig:
     """Text-only samples teach; what is measured is how videos are seen, each once."""
-    source = SourceConfig(manifest=data.eval)
-    changes = {"train": (source,), "text_frac": 0.0, "weights_at": {}, "question_first_frac": 0.0}
+    changes = {
+        "train": (data.eval,),
+        "text_frac": 0.0,
+        "weights_at": {},
+        "question_first_frac": 0.0,
+    }
     return data.model_copy(update=changes)
 
 
