@@ -34,9 +34,38 @@ class PartConfig(Strict):
 
 
 class VisionConfig(PartConfig):
+    #: of a tower that trains, only its last so many layers do; None: all of it
+    train_last: int | None = Field(None, gt=0)
     #: std of the position embeddings of a tower that starts at random; None: as its config says.
     #: At transformers' 0.02 a small tower never learns where things are.
     position_std: float | None = Field(None, gt=0)
+
+
+class LoraConfig(Strict):
+    """Adapters: of a component that has them, nothing else trains."""
+
+    rank: int = Field(16, gt=0)
+    #: what adapters add is scaled by alpha / rank
+    alpha: float = Field(16.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    #: names of the modules that get one; None: the attention's, by model type
+    targets: tuple[str, ...] | None = None
+
+
+class LanguageConfig(PartConfig):
+    lora: LoraConfig | None = None
+    #: weights of its linear maps in 4 bits; they cannot train, adapters can
+    quantize: Literal["nf4"] | None = None
+
+    @model_validator(mode="after")
+    def _has_a_base(self) -> "LanguageConfig":
+        for name, wanted in (("lora", self.lora), ("quantize", self.quantize)):
+            if wanted is not None and self.pretrained is None:
+                raise ValueError(
+                    f"`{name}` needs `pretrained`: adapters and 4-bit weights stand on a model "
+                    "that can be loaded again, and exports name it"
+                )
+        return self
 
 
 class FoveationConfig(Strict):
@@ -175,7 +204,7 @@ class ModelConfig(Strict):
     #: run or checkpoint folder whose weights this run starts from; of a run, its best checkpoint
     init_from: Path | None = None
     vision: VisionConfig
-    language: PartConfig
+    language: LanguageConfig
     connector: Annotated[ConnectorConfig, BeforeValidator(_of_family)] = Field(
         default_factory=dict, validate_default=True
     )

@@ -24,8 +24,8 @@ def packed_model(storage: torch.dtype) -> nn.Module:
     return model
 
 
-def settings(stage: int, bf16: bool = True) -> dict:
-    return {"zero_optimization": {"stage": stage}, "bf16": {"enabled": bf16}}
+def settings(stage: int, **zero: dict) -> dict:
+    return {"zero_optimization": {"stage": stage, **zero}}
 
 
 @pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16, torch.float32])
@@ -37,28 +37,29 @@ def test_weights_are_counted_however_they_are_stored(storage: torch.dtype) -> No
     assert not is_packed(nn.Parameter(torch.zeros(3)))
 
 
-@pytest.mark.parametrize(
-    ("storage", "stage", "bf16"),
-    [(torch.uint8, 1, True), (torch.uint8, 2, False), (torch.bfloat16, 3, True)],
-)
-def test_storage_that_deepspeed_leaves_alone(storage: torch.dtype, stage: int, bf16: bool) -> None:
-    check_packed(packed_model(storage), settings(stage, bf16), cpu=False)
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_stages_that_leave_them_alone(stage: int) -> None:
+    check_packed(packed_model(torch.uint8), settings(stage))
+    check_packed(packed_model(torch.uint8), settings(stage, offload_optimizer={"device": "none"}))
+    check_packed(nn.Linear(2, 2), settings(3))
 
 
 @pytest.mark.parametrize(
-    ("storage", "stage", "bf16", "cpu", "expected"),
+    ("storage", "config", "expected"),
     [
-        (torch.uint8, 2, True, True, "train on a GPU only"),
-        (torch.uint8, 3, True, False, "stored as uint8, which ZeRO-3 cannot share out"),
-        (torch.float32, 2, True, False, "stored as float32, which DeepSpeed would cast"),
-        (torch.bfloat16, 2, False, False, "cast to another precision; set bf16"),
+        (torch.uint8, {"stage": 3}, "which ZeRO-3 cannot share out"),
+        (torch.bfloat16, {"stage": 3}, "which ZeRO-3 cannot share out"),
+        (torch.uint8, {"stage": 2, "offload_optimizer": {"device": "cpu"}}, "offload_optimizer"),
+        (torch.float32, {"stage": 2}, "stored as float32, which DeepSpeed would cast"),
+        (torch.bfloat16, {"stage": 1}, "stored as bfloat16, which DeepSpeed would cast"),
     ],
 )
-def test_storage_that_would_be_corrupted(
-    storage: torch.dtype, stage: int, bf16: bool, cpu: bool, expected: str
+def test_what_cannot_work_is_refused_with_what_does(
+    storage: torch.dtype, config: dict, expected: str
 ) -> None:
-    with pytest.raises(ConfigError, match=f"language.weight has 4-bit weights.*{expected}"):
-        check_packed(packed_model(storage), settings(stage, bf16), cpu)
+    with pytest.raises(ConfigError, match=f"language.weight has 4-bit weights.*{expected}") as info:
+        check_packed(packed_model(storage), settings(**config))
+    assert "use ZeRO stage 1 or 2 without offload" in str(info.value) or "uint8" in str(info.value)
 
 
 def test_a_cast_would_corrupt_them() -> None:

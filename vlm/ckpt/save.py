@@ -46,6 +46,7 @@ from vlm.ckpt.keep import COMPLETE, Keep, folder_name, prune
 from vlm.ckpt.pieces import pieces
 from vlm.ckpt.state import TrainState, rng_state
 from vlm.errors import CheckpointError, one_line
+from vlm.models import export
 from vlm.models.registry import quiet_transformers
 
 log = logging.getLogger(__name__)
@@ -246,7 +247,7 @@ class Saver:
     def _export_model(self, weights: Any, folder: Path) -> None:
         """Config, safetensors and tokenizer that ``transformers`` loads without DeepSpeed."""
         with quiet_transformers():
-            self._engine.module.save_pretrained(folder, state_dict=weights)
+            export.save(self._engine.module, weights, folder)
             self._tokenizer.save_pretrained(folder)
         sync_tree(folder)
 

@@ -13,6 +13,11 @@ from torch import nn
 from vlm.errors import ConfigError
 
 WEIGHTS_PER_BYTE = 2
+OFFLOADS = ("offload_optimizer", "offload_param")
+WORKS = (
+    "use ZeRO stage 1 or 2 without offload (ds_configs/zero2.json), or leave out "
+    "model.language.quantize"
+)
 
 
 def is_packed(parameter: nn.Parameter) -> bool:
@@ -27,38 +32,38 @@ def num_weights(parameter: nn.Parameter) -> int:
     return numel * parameter.element_size() * WEIGHTS_PER_BYTE if is_packed(parameter) else numel
 
 
-def check_packed(model: nn.Module, ds_config: dict[str, Any], cpu: bool) -> None:
+def check_packed(model: nn.Module, ds_config: dict[str, Any]) -> None:
     """Refuses packed weights where DeepSpeed would change their bits.
 
     Args:
         ds_config: from ``vlm.engine.ds_config.resolve``.
 
     Raises:
-        ConfigError: with the first such parameter.
+        ConfigError: with the first such parameter, and what works.
     """
     packed = {name: p for name, p in model.named_parameters() if is_packed(p)}
     if not packed:
         return
-    stage = ds_config["zero_optimization"]["stage"]
-    bf16 = ds_config.get("bf16", {}).get("enabled", False)
-    for name, parameter in packed.items():
-        stored = str(parameter.dtype).removeprefix("torch.")
-        if cpu:
-            raise ConfigError(
-                f"{name} has 4-bit weights, which train on a GPU only; load it without them"
-            )
-        if stage == 3 and parameter.dtype != torch.bfloat16:
-            raise ConfigError(
-                f"{name} has 4-bit weights stored as {stored}, which ZeRO-3 cannot share out; "
-                "store them as bfloat16 (bnb_4bit_quant_storage), or use stage 2"
-            )
-        if parameter.dtype not in (torch.uint8, torch.bfloat16):
-            raise ConfigError(
-                f"{name} has 4-bit weights stored as {stored}, which DeepSpeed would cast as if "
-                "they were numbers; store them as uint8 or bfloat16 (bnb_4bit_quant_storage)"
-            )
-        if parameter.dtype == torch.bfloat16 and not bf16:
-            raise ConfigError(
-                f"{name} has 4-bit weights stored as bfloat16, which DeepSpeed would cast to "
-                "another precision; set bf16.enabled to true, or store them as uint8"
-            )
+    zero = ds_config["zero_optimization"]
+    offloaded = [
+        key for key in OFFLOADS if zero.get(key) and zero[key].get("device", "none") != "none"
+    ]
+    name, parameter = next(iter(packed.items()))
+    if zero["stage"] == 3:
+        raise ConfigError(
+            f"{name} has 4-bit weights, which ZeRO-3 cannot share out: it cuts a parameter into "
+            f"ranges, and what unpacks the bytes stays behind; {WORKS}"
+        )
+    if offloaded:
+        raise ConfigError(
+            f"{name} has 4-bit weights, and zero_optimization.{offloaded[0]} moves what is trained "
+            "to the host, where the few adapters save nothing and every step waits for them; "
+            f"{WORKS}"
+        )
+    if strange := {n: p for n, p in packed.items() if p.dtype != torch.uint8}:
+        name, parameter = next(iter(strange.items()))
+        raise ConfigError(
+            f"{name} has 4-bit weights stored as {str(parameter.dtype).removeprefix('torch.')}, "
+            "which DeepSpeed would cast as if they were numbers; store them as uint8 "
+            "(bnb_4bit_quant_storage)"
+        )

@@ -39,7 +39,7 @@ def is_adapter(parameter_name: str) -> bool:
 def freeze(model: nn.Module, config: ModelConfig) -> list[ComponentCount]:
     """Freezes everything, then unfreezes what the recipe ever trains, and counts what came of it.
 
-    Of a component with adapters only those train.
+    Of a component with adapters only those train, of a tower its last layers if so declared.
 
     Raises:
         ConfigError: nothing is left to train at the first step, or packed weights would.
@@ -48,9 +48,10 @@ def freeze(model: nn.Module, config: ModelConfig) -> list[ComponentCount]:
     assert not any(p.requires_grad for p in model.parameters())
     names = [name for name, _ in model.named_parameters()]
     adapted = {component(name) for name in names if is_adapter(name)}
+    still = _before_last_layers(model, config)
     for name, parameter in model.named_parameters():
         part = component(name)
-        trains = config.freeze.get(part, 0) is not None
+        trains = config.freeze.get(part, 0) is not None and name not in still
         if trains and (is_adapter(name) or part not in adapted):
             if is_packed(parameter):
                 raise ConfigError(
@@ -67,6 +68,20 @@ def freeze(model: nn.Module, config: ModelConfig) -> list[ComponentCount]:
             "that trains from the first step"
         )
     return counts
+
+
+def _before_last_layers(model: nn.Module, config: ModelConfig) -> set[str]:
+    """Parameters of a tower of which only the last layers train: all others."""
+    count = config.vision.train_last
+    if count is None:
+        return set()
+    layers = model.vision.layers
+    if count > len(layers):
+        raise ConfigError(
+            f"model.vision.train_last: found {count}, but the tower has {len(layers)} layers"
+        )
+    last = {parameter for layer in layers[-count:] for parameter in layer.parameters()}
+    return {f"vision.{n}" for n, p in model.vision.named_parameters() if p not in last}
 
 
 def count_parameters(model: nn.Module) -> list[ComponentCount]:

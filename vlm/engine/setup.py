@@ -84,7 +84,7 @@ def build_engine(model: nn.Module, recipe: Recipe, ds_config: dict[str, Any], cp
     """
     import deepspeed  # not at the top: prepare_cpu must come first
 
-    check_packed(model, ds_config, cpu)
+    check_packed(model, ds_config)
     optim.freeze(model, recipe.model)
     _check_one_type(model, ds_config)
     check_modes(model, recipe)

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
+from vlm.errors import CheckpointError
+
 
 class Output(NamedTuple):
     """Sums over learned tokens, never means: who trains divides by the global count."""
@@ -45,6 +47,16 @@ class FamilyConfig(PreTrainedConfig):
     vision_config: dict[str, Any] = field(default_factory=dict)
     language_config: dict[str, Any] = field(default_factory=dict)
     connector: dict[str, Any] = field(default_factory=dict)
+    #: where an export leaves out the language model: what to load, and how; see ``Base``
+    base: dict[str, Any] | None = None
+
+
+class Base(NamedTuple):
+    """A language model that adapters or packed weights stand on."""
+
+    pretrained: str
+    quantize: str | None
+    vocab_size: int
 
 
 def random_tower(config: FamilyConfig) -> nn.Module:
@@ -52,6 +64,16 @@ def random_tower(config: FamilyConfig) -> nn.Module:
 
 
 def random_lm(config: FamilyConfig) -> nn.Module:
+    """
+    Raises:
+        CheckpointError: the language model is not part of the export, so a random one is wrong.
+    """
+    if config.base is not None:
+        raise CheckpointError(
+            f"model {config.name_or_path}: holds adapters of {config.base['pretrained']} and not "
+            "that model; load it with vlm.models.registry.load, or make it whole with "
+            "tools/merge_adapter.py"
+        )
     return AutoModelForCausalLM.from_config(_part(config.language_config))
 
 

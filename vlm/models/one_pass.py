@@ -70,10 +70,10 @@ class Projected(OnePass):
         connector = dict(config.connector)
         self.vision = Tower(tower or random_tower(config), connector.pop("reads"))
         self.language = LanguageModel(lm or random_lm(config))
-        self.connector = self.make_connector(**connector)
+        self.connector = self.make_connector(connector)
         self.post_init()
 
-    def make_connector(self, **keys: Any) -> nn.Module:
+    def make_connector(self, keys: dict[str, Any]) -> nn.Module:
         """(F, P, D) tokens of frames -> (F, tokens_per_frame, H).
 
         Args:

@@ -8,7 +8,7 @@ Legend: F frames, P tokens of a frame, D vision width, K visual tokens of a fram
 A heads.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,12 +32,11 @@ class PerceiverModel(Projected):
 
     config_class = PerceiverFamilyConfig
 
-    def make_connector(
-        self, *, kind: Literal["resampler", "linear"], pool: str, **keys: Any
-    ) -> nn.Module:
+    def make_connector(self, keys: dict[str, Any]) -> nn.Module:
         dims = {"vision_dim": self.vision.dim, "language_dim": self.language.dim}
         num_tokens, num_layers = keys["tokens_per_frame"], keys["num_layers"]
-        if kind == "linear":
+        if keys["kind"] == "linear":
+            pool = keys["pool"]
             check_tokens(num_tokens, self.vision.num_tokens, pool != "none")
             return Projector(**dims, num_tokens=num_tokens, num_layers=num_layers, pool=pool)
         return Resampler(

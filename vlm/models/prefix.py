@@ -6,6 +6,8 @@ between them, so a sample costs as many tokens as its image has patches.
 Legend: F frames, P tokens of a frame, D vision width, H language width.
 """
 
+from typing import Any
+
 from torch import nn
 
 from vlm.models.family import FamilyConfig
@@ -22,16 +24,14 @@ class PrefixModel(Projected):
 
     config_class = PrefixConfig
 
-    def make_connector(
-        self, *, kind: str, tokens_per_frame: int, hidden_dim: int, dropout: float
-    ) -> nn.Module:
+    def make_connector(self, keys: dict[str, Any]) -> nn.Module:
         """(F, P, D) -> (F, P, H)."""
-        check_tokens(tokens_per_frame, self.vision.num_tokens, pooled=False)
-        if kind == "linear":
+        check_tokens(keys["tokens_per_frame"], self.vision.num_tokens, pooled=False)
+        if keys["kind"] == "linear":
             return nn.Linear(self.vision.dim, self.language.dim)
         return nn.Sequential(
-            nn.Linear(self.vision.dim, hidden_dim),
+            nn.Linear(self.vision.dim, keys["hidden_dim"]),
             nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden_dim, self.language.dim),
+            nn.Dropout(keys["dropout"]),
+            nn.Linear(keys["hidden_dim"], self.language.dim),
         )

@@ -8,17 +8,27 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from vlm.config_model import FoveationConfig, ModelConfig, PartConfig, VisionConfig
-from vlm.errors import CheckpointError, ConfigError
+from vlm.config_model import (
+    FoveationConfig,
+    LanguageConfig,
+    ModelConfig,
+    PartConfig,
+    VisionConfig,
+)
+from vlm.errors import CheckpointError, ConfigError, one_line
+from vlm.models import adapters, export
 from vlm.models.baselines import BlindModel, MultiTokenModel
+from vlm.models.family import Base, FamilyConfig
 from vlm.models.foveated import FoveatedModel
 from vlm.models.latent import FoveatedLatentModel
 from vlm.models.perceiver import PerceiverModel
@@ -83,9 +93,7 @@ def build(config: ModelConfig, vocab_size: int, seed: int) -> Any:
     if config.language.pretrained is None or _is_meta():
         language.vocab_size = max(language.vocab_size, vocab_size)
     tower = None if config.family == "blind" else _tower(config)
-    lm = _part(config.language, language, AutoModelForCausalLM, "language")
-    if lm.get_input_embeddings().num_embeddings < vocab_size:
-        lm.resize_token_embeddings(vocab_size)
+    lm = _language(config.language, language, vocab_size)
     if tower is not None and config.vision.position_std is not None:
         where = TOWERS[tower.config.model_type].positions
         assert where is not None, tower.config.model_type  # refused by _check_vision
@@ -93,10 +101,15 @@ def build(config: ModelConfig, vocab_size: int, seed: int) -> Any:
     family = FAMILIES[config.family]
     family_config = family.config_class(
         vision_config={} if tower is None else tower.config.to_dict(),
-        language_config=lm.config.to_dict(),
+        language_config=export.plain_config(lm),
         connector=config.connector.model_dump(exclude={"gradient_checkpointing"}),
     )
+    if config.language.lora is not None or config.language.quantize is not None:
+        part, size = config.language, lm.get_input_embeddings().num_embeddings
+        family_config.base = Base(str(part.pretrained), part.quantize, size)._asdict()
     model = family(family_config, tower, lm)
+    if config.language.lora is not None:
+        model.language.lm = adapters.add_lora(lm, config.language.lora)
     if tower is not None:
         model.vision.gradient_checkpointing = config.vision.gradient_checkpointing
     if isinstance(config.connector, FoveationConfig):
@@ -107,8 +120,11 @@ def build(config: ModelConfig, vocab_size: int, seed: int) -> Any:
 
 
 @quiet_transformers()
-def load(path: Path) -> Any:
-    """A model that ``save_pretrained`` wrote.
+def load(path: Path, *, packed: bool = True) -> Any:
+    """A model that ``vlm.models.export.save`` wrote.
+
+    Args:
+        packed: 4-bit weights stay so; else they become numbers again, of the same values.
 
     Raises:
         CheckpointError: no such folder, another kind of model, or weights that are not all there.
@@ -122,6 +138,9 @@ def load(path: Path) -> Any:
             raise CheckpointError(
                 f"model {path}: found a {found} model, expected one of {', '.join(families)}"
             )
+        config = families[found].config_class.from_pretrained(path)
+        if config.base is not None:
+            return _load_adapted(families[found], config, path, packed)
         model, report = families[found].from_pretrained(
             path, output_loading_info=True, use_safetensors=True
         )
@@ -129,6 +148,29 @@ def load(path: Path) -> Any:
         raise CheckpointError(f"model {path}: {_brief(error)}") from error
     if faults := {k: v for k, v in report.items() if v}:
         raise CheckpointError(f"model {path}: the weights do not fit: {faults}")
+    return model
+
+
+def _load_adapted(family: Any, config: FamilyConfig, path: Path, packed: bool) -> Any:
+    """The base that an export names, its adapters, and all else from the export itself."""
+    assert config.base is not None
+    base = Base(**config.base)
+    part = LanguageConfig.model_validate({"pretrained": base.pretrained, "quantize": base.quantize})
+    lm = _language(part, part_config(part, "language"), base.vocab_size)
+    model = family(config, None, lm)
+    if base.quantize and not packed:
+        lm = lm.dequantize()  # not before: a family starts modules anew that it finds unmarked
+        model.language.lm = lm
+    own = load_file(path / "model.safetensors")
+    expected = {n for n in model.state_dict() if not n.startswith(export.LANGUAGE)}
+    if differ := sorted(expected ^ own.keys()):
+        raise CheckpointError(
+            f"model {path}: the weights do not fit: {len(differ)} are missing or too many, the "
+            f"first: {one_line(Exception(differ[0]))}"
+        )
+    model.load_state_dict(own, strict=False)
+    if (path / export.ADAPTER).is_dir():
+        model.language.lm = peft.PeftModel.from_pretrained(lm, path / export.ADAPTER)
     return model
 
 
@@ -153,6 +195,24 @@ def part_config(part: PartConfig, name: str) -> PreTrainedConfig:
             + ", ".join(_suggest(key, known) for key in unknown)
         )
     return config
+
+
+def _language(part: LanguageConfig, config: PreTrainedConfig, vocab_size: int) -> Any:
+    """The language model with a row for every token.
+
+    Rows that pretrained weights lack start as the mean of theirs: the same whoever loads them, and
+    no new token is likelier than the others.
+    """
+    options = adapters.nf4_options() if part.quantize and not _is_meta() else {}
+    lm = _part(part, config, AutoModelForCausalLM, "language", options)
+    adapters.keep_layout(lm)
+    old = lm.get_input_embeddings().num_embeddings
+    if old < vocab_size:
+        lm.resize_token_embeddings(vocab_size, mean_resizing=False)
+        for module in (lm.get_input_embeddings(), lm.get_output_embeddings()):
+            rows = module.weight.data
+            rows[old:] = rows[:old].mean(0)
+    return lm
 
 
 def _tower(model: ModelConfig) -> Any:
@@ -195,7 +255,13 @@ def _check_vision(part: VisionConfig, config: PreTrainedConfig, family: str) -> 
         )
 
 
-def _part(part: PartConfig, config: PreTrainedConfig, auto: Any, name: str) -> Any:
+def _part(
+    part: PartConfig,
+    config: PreTrainedConfig,
+    auto: Any,
+    name: str,
+    options: dict[str, Any] | None = None,
+) -> Any:
     """A part's model: its pretrained weights, all of them, or random ones."""
     where = f"model.{name}" if part.pretrained is None else f"model.{name} {part.pretrained!r}"
     try:
@@ -207,6 +273,7 @@ def _part(part: PartConfig, config: PreTrainedConfig, auto: Any, name: str) -> A
             dtype=torch.float32,
             output_loading_info=True,
             use_safetensors=True,
+            **(options or {}),
         )
     except LOAD_ERRORS as error:
         raise ConfigError(f"{where}: {_brief(error)}") from error
