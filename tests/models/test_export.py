@@ -115,3 +115,14 @@ def test_a_part_that_is_missing_is_no_random_one(tmp_path: Path) -> None:
     save_file(held, path / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match="the weights do not fit: 1 are.*connector.latents"):
         registry.load(path)
+
+
+def test_every_tensor_of_an_export_has_its_name_in_the_model(tmp_path: Path) -> None:
+    model, path = exported(tmp_path)
+    names = {
+        export.model_name(file, name)
+        for file in path.rglob("*.safetensors")
+        for name in load_file(file)
+    }
+    trained_names = {n for n, _ in model.named_parameters() if "lora_" in n or "connector" in n}
+    assert trained_names <= names <= set(model.state_dict())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vlm import dist
 from vlm.config_model import COMPONENTS
 from vlm.engine.optim import component
+from vlm.models.export import model_name
 
 #: What trains may rest a while: low precision swallows the tiny steps of a long warmup, fp16 skips
 #: its first ones, and vision has no gradient in a step without frames.
@@ -123,11 +124,12 @@ def checksums(model: nn.Module) -> dict[str, int]:
 
 
 def file_checksums(folder: Path) -> dict[str, int]:
-    """The same for every tensor in the safetensors of a folder."""
+    """The same for every tensor in the safetensors of an export."""
     sums: dict[str, int] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.rglob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            sums |= {name: int(_sum_bits(file.get_tensor(name))) for name in file.keys()}
+            for name in file.keys():
+                sums[model_name(path, name)] = int(_sum_bits(file.get_tensor(name)))
     return sums
 
 

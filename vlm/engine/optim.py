@@ -6,6 +6,7 @@ Not here: what changes while a run goes on (``vlm.engine.thaw``).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -75,13 +76,14 @@ def _before_last_layers(model: nn.Module, config: ModelConfig) -> set[str]:
     count = config.vision.train_last
     if count is None:
         return set()
-    layers = model.vision.layers
+    vision: Any = model.vision
+    layers = vision.layers
     if count > len(layers):
         raise ConfigError(
             f"model.vision.train_last: found {count}, but the tower has {len(layers)} layers"
         )
     last = {parameter for layer in layers[-count:] for parameter in layer.parameters()}
-    return {f"vision.{n}" for n, p in model.vision.named_parameters() if p not in last}
+    return {f"vision.{n}" for n, p in vision.named_parameters() if p not in last}
 
 
 def count_parameters(model: nn.Module) -> list[ComponentCount]:

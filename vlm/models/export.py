@@ -45,6 +45,14 @@ def save(model: Any, weights: Mapping[str, Tensor], folder: Path) -> None:
         lm.save_pretrained(folder / ADAPTER, state_dict=own, save_embedding_layers=False)
 
 
+def model_name(path: Path, name: str) -> str:
+    """The model's name of a tensor in an export's file; PEFT leaves out which adapter it is of."""
+    if path.parent.name != ADAPTER:
+        return name
+    head, _, leaf = name.rpartition(".")
+    return f"{LANGUAGE}{head}.default.{leaf}"
+
+
 def merge(model: Any) -> None:
     """Folds the adapters into the language model's weights, unpacked if they were packed.
 
