@@ -4,32 +4,21 @@ On a CPU with two ranks: deepspeed --num_gpus 2 launch/train.py ...
 Checked without training: python launch/train.py --ds_config ... --recipe ... --dry-run
 """
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from vlm import config, log
 from vlm.engine import ds_config
 from vlm.engine.cpu import on_cpu, prepare_cpu
 from vlm.engine.setup import num_ranks, start_process
 from vlm.errors import command
+from vlm.train import arguments
 from vlm.train.dry_run import dry_run
 from vlm.train.loop import fit
 from vlm.train.preempt import Preemption
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--ds_config", type=Path, required=True, help="a file of ds_configs/")
-    parser.add_argument("--recipe", type=Path, required=True, help="a file of recipes/")
-    parser.add_argument("--dry-run", action="store_true", help="show what would run, then stop")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed passes it
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="change recipe keys")
-    return parser.parse_intermixed_args(argv)
-
-
 def main(argv: Sequence[str]) -> int:
-    args = parse(argv)
+    args = arguments.parse(argv, (__doc__ or "").partition("\n")[0])
     log.setup()
     recipe = config.load(args.recipe, args.overrides)
     with Preemption(recipe.train.max_hours) as preemption:

@@ -91,7 +91,7 @@ KbdInteractiveAuthentication no
 UsePAM no
 StrictModes no
 MaxStartups 100
-SetEnv PATH={path}
+SetEnv PATH={path} HOST_API_KEY=planted-in-the-host
 """
 
 

@@ -18,6 +18,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 10
+LOCALHOST = "localhost"
 #: an unanswered connection counts as dead after ``ALIVE_S * ALIVE_COUNT``
 ALIVE_S, ALIVE_COUNT = 15, 4
 #: what ssh itself returns when it could not connect, or lost the connection
@@ -39,9 +40,13 @@ class Answer(NamedTuple):
 def command(host: Host, known_hosts: Path | None = None) -> list[str]:
     """What starts ``bash -s`` on a host; it reads its script from standard input.
 
+    A hostfile's ``localhost`` is this machine, which needs no ssh server.
+
     Args:
         known_hosts: in place of the user's file of host keys.
     """
+    if host.name == LOCALHOST:
+        return ["bash", "-s"]
     options = {
         "BatchMode": "yes",  # asks nobody for a password
         "ConnectTimeout": CONNECT_TIMEOUT_S,

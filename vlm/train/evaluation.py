@@ -30,6 +30,7 @@ def evaluate(run: Run, state: TrainState, watch: Watch) -> float | None:
     config = run.recipe.train
     with closing(run.steps(run.eval, Position())) as steps:
         some = _until_stopped(itertools.islice(steps, config.eval_steps), run.preemption)
+        some = _heard(some, state.step, watch)
         found = validate(run.engine, some, autoregressive=config.eval_autoregressive)
     if run.preemption.reason:
         return None
@@ -46,6 +47,12 @@ def _until_stopped(steps: Iterable[LoadedStep], preemption: Preemption) -> Itera
         yield loaded
         if preemption.agreed():
             return
+
+
+def _heard(steps: Iterable[LoadedStep], step: int, watch: Watch) -> Iterator[LoadedStep]:
+    for loaded in steps:
+        watch.heartbeat.beat("evaluate", step)
+        yield loaded
 
 
 def _note(state: TrainState, config: TrainConfig, value: float) -> None:

@@ -111,9 +111,11 @@ def _train(run: Run, state: TrainState, watch: Watch) -> Ending | None:
     ladder.go_down(run.engine, state.oom_rung)
     with closing(run.steps(run.train, position, state.quarantine)) as steps:
         while state.step < last:
+            watch.heartbeat.beat("load", state.step + 1)
             started = time.perf_counter()
             loaded = next(steps)
             waited_s = time.perf_counter() - started
+            watch.training(state.step + 1, loaded)
             rates = _learning_rates(run.engine)
             pending = _step(run, loaded, state, watch)
             _advance(state, loaded, watch.meter.step(loaded.plan, waited_s))
@@ -199,6 +201,7 @@ def _save(run: Run, state: TrainState, watch: Watch, *, must: bool) -> None:
     found = dist.gather_objects(state.quarantine)
     state.quarantine = sorted(set(itertools.chain.from_iterable(found)))
     watch.before_save(state)
+    watch.heartbeat.beat("save", state.step)
     saved = run.saver.save(state, run.about, must=must)
     if saved is None:
         return

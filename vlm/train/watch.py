@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vlm.ckpt.state import TrainState
 from vlm.data.load.loader import LoadedStep
+from vlm.data.plan import plan
 from vlm.engine.movement import MovementCheck
 from vlm.engine.step import StepResult
+from vlm.heartbeat import Heartbeat
 from vlm.train.alerts import Alerts
 from vlm.train.group_losses import GroupLosses
 from vlm.train.health import Health, expected_first_loss
@@ -37,8 +41,17 @@ class Watch:
     movement: MovementCheck
     summary: RunSummary
     group_losses: GroupLosses
+    heartbeat: Heartbeat
     #: of the last step that was logged
     last_loss: float | None = None
+
+    def training(self, step: int, loaded: LoadedStep) -> None:
+        """Tells a launcher that listens which shards this rank trains on now."""
+        if self.heartbeat.heard:
+            catalog, machine = self.run.train.catalog, self.run.machine
+            mine = plan.assign([batch.cost for batch in loaded.plan], machine.world_size)
+            rows = np.concatenate([loaded.plan[index].rows for index in mine[machine.rank]])
+            self.heartbeat.beat("train", step, catalog.shards_of(rows))
 
     def before_save(self, state: TrainState) -> None:
         """Puts into ``state`` what is known here."""
@@ -154,6 +167,7 @@ def open_watch(
             movement=movement,
             summary=summary,
             group_losses=groups,
+            heartbeat=Heartbeat(),
         )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from vlm.data.manifest import manifest
 from vlm.data.manifest.manifest import Manifest, ShardInfo
 from vlm.data.plan.policy import KINDS
+from vlm.data.storage import remote
 from vlm.errors import DataError
 
 
@@ -99,6 +100,10 @@ class Catalog:
         """Shard, byte and key of a sample, for errors."""
         found, own = self.locate(row)
         return found.where(own)
+
+    def shards_of(self, rows: np.ndarray) -> list[str]:
+        """Where the samples of these rows lie, each shard once, as it may be shown."""
+        return [remote.display(self.shards[i].location) for i in np.unique(self.shard[rows])]
 
     def names(self) -> str:
         """The manifests, for errors."""

@@ -1,0 +1,105 @@
+"""Attempts on real ssh servers whose ranks are small programs that meet nobody."""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.nodes import sshd
+from tests.nodes.sshd import Nodes
+from vlm.nodes.connection import Job, Place
+from vlm.nodes.outcome import Outcome
+from vlm.nodes.supervise import Attempt
+
+ROOT = Path(__file__).parents[2]
+AWKWARD = ["<|image|> $HOME 'q' ; a", "", "*", "é"]
+SECRET = "s3cret $(id) 'x'"
+#: says who it is, does what is meant for its rank, else waits
+PROGRAM = """
+import json, os, signal, subprocess, sys, time
+from vlm.heartbeat import Heartbeat
+folder, codes, wait = sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3])
+rank = int(os.environ["RANK"])
+if "children" in codes:
+    child = subprocess.Popen(["sleep", "600"])
+    open(os.path.join(folder, f"pid_child_{rank}"), "w").write(str(child.pid))
+open(os.path.join(folder, f"pid_{rank}"), "w").write(str(os.getpid()))
+print("rank", rank, "says", json.dumps(sys.argv[4:]), os.environ.get("A_SECRET"), flush=True)
+print(os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"], os.environ.get("HOST_API_KEY"))
+if "stubborn" in codes:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+elif "saves" in codes:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+code = codes.get(str(rank))
+beats = codes.get("beats", 0)
+for step in range(beats - (1 if code == "behind" else 0)):
+    Heartbeat().beat("train", step, ["/data/a.tar"])
+    time.sleep(0.1)
+if code is None or code == "behind":
+    time.sleep(wait)
+elif code < 0:
+    os.kill(os.getpid(), -code)
+else:
+    sys.exit(code)
+"""
+
+
+class Started:
+    """An attempt with two ranks on each host, and what was heard of it."""
+
+    def __init__(
+        self, nodes: Nodes, folder: Path, codes: dict[str, Any], wait_s: float, **job: Any
+    ) -> None:
+        program = folder / "program.py"
+        program.write_text(PROGRAM)
+        self.folder, self.num_ranks = folder, 2 * len(nodes.hosts)
+        self.events: list[tuple[int, dict[str, Any]]] = []
+        argv = [str(program), str(folder), json.dumps(codes), str(wait_s), *AWKWARD]
+        given = {"grace_s": 3.0, "silence_s": 60.0, "hang_s": 600.0, **job}
+        made = Job(
+            mark=folder.name,
+            argv=tuple(argv),
+            python=sys.executable,
+            folder=ROOT,
+            logs=folder / "logs",
+            env={"A_SECRET": SECRET},
+            known_hosts=nodes.known_hosts,
+            **given,
+        )
+        places = [Place(host, 2, host.name, "lo") for host in nodes.hosts]
+        port = sshd.free_port("127.0.0.2")
+        self.attempt = Attempt(made, places, port, "test", self._hear)
+
+    def _hear(self, index: int, event: dict[str, Any]) -> None:
+        self.events.append((index, event))
+
+    def wait_for_ranks(self) -> None:
+        until(lambda: len(list(self.folder.glob("pid_?"))) == self.num_ranks and all(self.pids()))
+
+    def pids(self) -> list[int]:
+        """Of all processes that the program has started and those of it."""
+        return [int(path.read_text() or 0) for path in self.folder.glob("pid_*")]
+
+    def wait(self) -> Outcome:
+        outcome = self.attempt.wait()
+        assert not [pid for pid in self.pids() if lives(pid)]
+        return outcome
+
+
+def until(true: Callable[[], object], patience_s: float = 60.0) -> None:
+    stop = time.monotonic() + patience_s
+    while not true():
+        assert time.monotonic() < stop, "waited in vain"
+        time.sleep(0.05)
+
+
+def lives(pid: int) -> bool:
+    """Whether it still runs; one that nobody has asked for its exit code does not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
