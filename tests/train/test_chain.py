@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from tests.engine import engines
-from tests.models import tiny
+from tests.models import adapted, tiny
 from tests.train import helpers
 from vlm.ckpt.save import MODEL
 from vlm.errors import ConfigError
+from vlm.models import export, registry
 from vlm.train import chain, data, run
 from vlm.train.preempt import Preemption
 
@@ -55,6 +56,30 @@ def test_adapters_are_added_to_what_was_trained_without(stage1: Path) -> None:
     name = "language.lm.model.layers.0.self_attn.q_proj.weight"
     wrapped = "language.lm.base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight"
     assert torch.equal(after[wrapped], source[name])
+
+
+def test_stage_2_on_4_bits_takes_the_connector_of_stage_1(tmp_path: Path) -> None:
+    """And refuses a language model that stage 1 has changed: it would be lost without a word."""
+    base = adapted.write_base(tmp_path / "base")
+    first = adapted.trained(adapted.recipe(base, None, freeze=["vision", "language"]))
+    first.save_pretrained(tmp_path / "first")
+    second = registry.build(adapted.recipe(base, adapted.LORA, "nf4"), tiny.VOCAB, 5)
+    chain.load_weights(second, tmp_path / "first")
+    assert same(second.connector, first.connector) and same(second.vision, first.vision)
+    with torch.no_grad():
+        first.language.lm.model.layers[1].mlp.up_proj.weight[3] *= 1.5
+    first.save_pretrained(tmp_path / "changed")
+    with pytest.raises(ConfigError, match="up_proj.*packed from other weights than were trained"):
+        chain.load_weights(second, tmp_path / "changed")
+
+
+def test_a_third_stage_goes_on_with_the_adapters(tmp_path: Path) -> None:
+    config = adapted.recipe(adapted.write_base(tmp_path / "base"), adapted.LORA, "nf4")
+    second = adapted.trained(config)
+    export.save(second, second.state_dict(), tmp_path / "second")
+    third = registry.build(config, tiny.VOCAB, 5)
+    chain.load_weights(third, tmp_path / "second")
+    assert same(third, second)
 
 
 def test_what_is_not_there_is_refused(stage1: Path, tmp_path: Path) -> None:

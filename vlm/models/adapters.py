@@ -10,6 +10,7 @@ from typing import Any
 
 import peft
 import torch
+from torch import Tensor
 from transformers import BitsAndBytesConfig
 
 from vlm.config_model import LoraConfig
@@ -96,6 +97,20 @@ def keep_layout(lm: Any) -> None:
     for module in lm.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def is_packed_copy(parameter: Any, given: Tensor) -> bool:
+    """Whether packed weights stand for the same numbers as others, packed or not."""
+    if given.dtype == parameter.dtype:
+        return torch.equal(parameter.data, given)
+    # optional, and here only where something is packed
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Params4bit
+
+    again = Params4bit(given, requires_grad=False, compress_statistics=True, quant_type="nf4")
+    again = again.to(parameter.device)
+    one, other = (dequantize_4bit(p.data, p.quant_state) for p in (parameter, again))
+    return torch.equal(one.float(), other.float())
 
 
 def is_adapted(lm: Any) -> bool:

@@ -12,8 +12,10 @@ from torch import nn
 
 from vlm.ckpt.keep import COMPLETE
 from vlm.ckpt.save import BEST, MODEL
+from vlm.engine.low_bit import is_packed
 from vlm.errors import ConfigError, one_line
 from vlm.models import registry
+from vlm.models.adapters import is_packed_copy
 
 log = logging.getLogger(__name__)
 
@@ -52,15 +54,27 @@ def find_model(path: Path) -> Path:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Puts the weights of ``find_model(path)`` into ``model``; adapters keep their own.
 
+    Packed weights stay as they are: they are checked to be those of the stage before.
+
     Raises:
         ConfigError: they are not all there, or of another shape.
     """
     found = find_model(path)
     source = {_plain(name): tensor for name, tensor in registry.load(found).state_dict().items()}
     own = model.state_dict()
+    packed = {name: p for name, p in model.named_parameters() if is_packed(p)}
     differ = []
     for name, tensor in own.items():
         given = source.pop(_plain(name), None)
+        if name in packed:
+            if given is None or not is_packed_copy(packed[name], given):
+                differ.append(
+                    f"{name} is packed from other weights than were trained; name the language "
+                    "model that was, merged, in model.language.pretrained"
+                )
+            continue
+        if f"{name.partition('.weight.')[0]}.weight" in packed:
+            continue  # what unpacks the bytes that were just compared
         if given is None and "lora_" in name:
             continue
         if given is None or given.shape != tensor.shape:
