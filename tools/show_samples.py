@@ -61,7 +61,7 @@ def _model(args: argparse.Namespace) -> Model:
         tokenizer=chat.load_tokenizer(recipe.model.tokenizer, recipe.model.image_token),
         image_token=recipe.model.image_token,
         tokens_per_frame=recipe.model.connector.tokens_per_frame,
-        loss_on=recipe.data.loss_on,
+        loss_on="all" if recipe.data.loss_on == "all" else "answers",
         size=args.size,
     )
 

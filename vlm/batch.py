@@ -50,6 +50,14 @@ class Batch:
     max_seqlen: int
     #: tokens of the longest sample up to its last frame; at least 1
     max_prefix: int
+    #: (P,) of pairs of answers: which row of the loader's each is; samples 2p and 2p+1 are its
+    #: chosen and its rejected branch
+    pair_rows: Tensor | None = None
+    #: (P, 2) log-probabilities of both answers before training, whose gain is learned; with it
+    #: the loss of a batch is that of its pairs
+    reference: Tensor | None = None
+    #: how much a gain counts
+    dpo_beta: float = 0.1
     #: (F, C, h, w) what an autoencoder makes of the frames; None where samples bring none
     latents: Tensor | None = None
     #: S names, so that any error can say which samples it met
@@ -64,6 +72,11 @@ class Batch:
     @property
     def num_loss_tokens(self) -> int:
         return self.targets.numel()
+
+    @property
+    def num_losses(self) -> int:
+        """What a sum of losses is divided by: learned tokens, or pairs."""
+        return self.num_loss_tokens if self.reference is None else len(self.reference)
 
     @property
     def has_frames(self) -> bool:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from vlm.config_model import COMPONENTS, CONNECTORS, Component, ModelConfig
+from vlm.config_model import COMPONENTS, CONNECTORS, Component, FoveationConfig, ModelConfig
 from vlm.config_train import HealthConfig, LogConfig, Strict, TrainConfig
 from vlm.errors import ConfigError
 
@@ -146,8 +146,9 @@ class DataConfig(Strict):
     question_first_frac: float = Field(0.0, ge=0, le=1)
     #: samples planned at a time
     window: int = Field(262_144, gt=0)
-    #: `answers` learns assistant turns, `all` every text token
-    loss_on: Literal["answers", "all"] = "answers"
+    #: `answers` learns assistant turns, `all` every text token, `preference` which of a pair of
+    #: answers is better (DPO)
+    loss_on: Literal["answers", "all", "preference"] = "answers"
     augment: AugmentConfig = AugmentConfig()
     #: JPEG decoding threads of each rank
     decode_threads: int = Field(2, gt=0)
@@ -220,6 +221,8 @@ class OptimConfig(Strict):
     #: one number, or one for each component; not applied to biases, norms and other vectors
     weight_decay: Annotated[WeightDecays, BeforeValidator(_same_for_all)] = WeightDecays()
     betas: tuple[float, float] = (0.9, 0.999)
+    #: of `data.loss_on: preference`: how much a gain over the model before training counts
+    dpo_beta: float = Field(0.1, gt=0)
     eps: float = Field(1e-8, gt=0)
     schedule: ScheduleConfig = ScheduleConfig()
 
@@ -234,6 +237,27 @@ class Recipe(Strict):
     train: TrainConfig
     health: HealthConfig = HealthConfig()
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _compares_like_with_like(self) -> "Recipe":
+        """Pairs are compared with what one pass of one mode said before training."""
+        if self.data.loss_on != "preference":
+            return self
+        connector, data = self.model.connector, self.data
+        several = isinstance(connector, FoveationConfig) and (
+            connector.coarse_weight > 0
+            or (connector.fine_passes > 1 and connector.fine_loss != "final")
+        )
+        problems = {
+            "data.text_frac, expected 0": data.text_frac > 0,
+            "data.augment, expected none": data.augment != AugmentConfig(),
+            "train.modes, expected at most one": len(self.train.modes) > 1,
+            "model.family, expected one without latents": self.model.family == "foveated_latent",
+            "model.connector.coarse_weight and fine_loss, expected 0 and final": several,
+        }
+        if found := [text for text, wrong in problems.items() if wrong]:
+            raise ValueError(f"data.loss_on=preference: change {'; '.join(found)}")
+        return self
 
     @model_validator(mode="after")
     def _within_the_run(self) -> "Recipe":

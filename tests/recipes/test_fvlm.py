@@ -20,7 +20,7 @@ from vlm.data.plan import planning
 from vlm.train.dry_run import dry_run
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-STAGES = [f"fvlm_{n}" for n in ("stage1_video_caption", "stage2_vl_sft", "stage3_video_sft")]
+STAGES = [f"fvlm_{n}" for n in ("stage1_video_caption", "stage2_vl_sft", "stage3_video_sft", "dpo")]
 PATHS = [
     *sorted(RECIPES.glob("fvlm_*.yaml")),
     *sorted(RECIPES.glob("sizes/*.yaml")),
@@ -64,11 +64,12 @@ def named(path: Path) -> str:
 def on_tiny_data(recipe: Recipe) -> list[str]:
     """Overrides that put the tiny data in the place of each manifest."""
     world = helpers.world()
+    data = helpers.pairs() if recipe.data.loss_on == "preference" else world
     sources = [source.model_dump(mode="json") for source in recipe.data.train]
     for source in sources:
-        source |= {"manifest": str(world / "train.parquet")}
+        source |= {"manifest": str(data / "train.parquet")}
         source["min_frames"] = min(source["min_frames"], 3)  # there are none of 30
-    held_out = recipe.data.eval.model_dump(mode="json") | {"manifest": str(world / "eval.parquet")}
+    held_out = recipe.data.eval.model_dump(mode="json") | {"manifest": str(data / "eval.parquet")}
     return [
         f"data.train={json.dumps(sources)}",
         f"data.eval={json.dumps(held_out)}",

@@ -12,7 +12,7 @@ import yaml
 from tests.models import tiny
 from vlm import config
 from vlm.config import Recipe
-from vlm.data.format.schema import Sample, Turn
+from vlm.data.format.schema import Preference, Sample, Turn
 from vlm.data.format.shards import ShardWriter
 from vlm.data.manifest import manifest
 from vlm.data.text.tokenizer import train_tokenizer
@@ -44,6 +44,32 @@ def world() -> Path:
     return folder
 
 
+@functools.cache
+def pairs() -> Path:
+    """Folder with ``train.parquet`` and ``eval.parquet`` of pairs: "red" is always better."""
+    folder = world() / "pairs"
+    samples = []
+    for index in range(40):
+        worse = ("blue", "green")[index % 2]
+        num_frames = 1 + index % 3
+        samples.append(
+            Sample(
+                version=1,
+                kind="image" if num_frames == 1 else "video",
+                source="pairs",
+                frame_count=num_frames,
+                preference=Preference(
+                    prompt=(Turn(role="user", content="What colour is the circle?"),),
+                    chosen="It is red.",
+                    rejected=f"It is {worse}.",
+                ),
+            )
+        )
+    write_split(folder, "train", samples[:32])
+    write_split(folder, "eval", samples[32:])
+    return folder
+
+
 def write_split(folder: Path, split: str, samples: list[Sample]) -> None:
     with ShardWriter(folder / "shards", split, samples_per_shard=15) as writer:
         for index, sample in enumerate(samples):
@@ -51,7 +77,8 @@ def write_split(folder: Path, split: str, samples: list[Sample]) -> None:
             size = (sample.frame_count, tiny.SIZE, tiny.SIZE, 3)
             writer.write(index, sample, list(rng.integers(0, 256, size, np.uint8)))
     shards = sorted((folder / "shards").glob(f"{split}-*.tar"))
-    manifest.build(shards, str(folder / "tokenizer"), IMAGE_TOKEN, folder / f"{split}.parquet")
+    tokenizer = folder / "tokenizer" if (folder / "tokenizer").is_dir() else world() / "tokenizer"
+    manifest.build(shards, str(tokenizer), IMAGE_TOKEN, folder / f"{split}.parquet")
 
 
 def _sample(index: int, num_frames: int) -> Sample:

@@ -46,7 +46,8 @@ def cut(batches: Iterable[Batch], rung: int) -> list[Batch]:
 def _pieces(batch: Batch, num: int) -> list[Batch]:
     if num == 1:
         return [batch]
-    edges = [batch.num_samples * i // num for i in range(num + 1)]
+    unit = _unit(batch)
+    edges = [unit * (batch.num_samples // unit * i // num) for i in range(num + 1)]
     return [
         part(batch, first, last) if first < last else stand_in(batch)
         for first, last in zip(edges, edges[1:], strict=False)
@@ -56,12 +57,29 @@ def _pieces(batch: Batch, num: int) -> list[Batch]:
 def stand_in(batch: Batch) -> Batch:
     """Its shortest sample, of which nothing is learned."""
     one = _shortest(batch)
-    return dataclasses.replace(one, target_index=one.target_index[:0], targets=one.targets[:0])
+    return dataclasses.replace(
+        one,
+        target_index=one.target_index[:0],
+        targets=one.targets[:0],
+        pair_rows=_pairs(one.pair_rows, 0, 0),
+        reference=_pairs(one.reference, 0, 0),
+    )
 
 
 def _shortest(batch: Batch) -> Batch:
-    index = int(batch.cu_seqlens.diff().argmin())
-    return part(batch, index, index + 1)
+    unit = _unit(batch)
+    index = unit * int(batch.cu_seqlens.diff().view(-1, unit).sum(1).argmin())
+    return part(batch, index, index + unit)
+
+
+def _unit(batch: Batch) -> int:
+    """Samples that must stay together: a pair's two."""
+    return 1 if batch.pair_rows is None else 2
+
+
+def _pairs(of_each: torch.Tensor | None, first: int, last: int) -> torch.Tensor | None:
+    """Those of samples ``first`` to ``last``."""
+    return None if of_each is None else of_each[first // 2 : last // 2]
 
 
 def part(batch: Batch, first: int, last: int) -> Batch:
@@ -88,6 +106,8 @@ def part(batch: Batch, first: int, last: int) -> Batch:
         max_prefix=int(positions[frame_index].max()) + 1 if has_frames else 1,
         keys=batch.keys[first:last],
         kind=batch.kind if has_frames else "text",
+        pair_rows=_pairs(batch.pair_rows, first, last),
+        reference=_pairs(batch.reference, first, last),
     )
 
 

@@ -24,7 +24,7 @@ from vlm.engine.transfer import on_device, to_host
 class StepResult(NamedTuple):
     """One global step, the same on all ranks."""
 
-    #: mean over the step's learned tokens, by name; "loss" is what was trained on
+    #: mean over the step's learned tokens (or pairs), by name; "loss" is what was trained on
     losses: dict[str, float]
     #: of each group of samples: sum over its learned tokens, and their number
     groups: list[tuple[float, float]]
@@ -32,6 +32,7 @@ class StepResult(NamedTuple):
     grad_norm: float
     #: by component, of those where there is one that was measured
     grad_norms: dict[str, float]
+    #: or pairs, where those are learned from
     num_loss_tokens: int
     #: micro-batches of all ranks that found no memory; the step was not applied then
     num_lost: int
@@ -75,7 +76,7 @@ def train_step(
     device = engine.device
     options: dict[str, Any] = {"measure_all": measure_all}
     options |= {} if mode is None else {"mode": mode}
-    tokens = torch.full((1,), sum(b.num_loss_tokens for b in batches), dtype=torch.float64)
+    tokens = torch.full((1,), sum(b.num_losses for b in batches), dtype=torch.float64)
     tokens = dist.sum_over_ranks(tokens.to(device, non_blocking=True))
     # gradients are averaged over ranks: the number of ranks undoes it
     scale = (dist.world_size() / tokens[0]).float()
@@ -140,7 +141,7 @@ def read(pending: Pending) -> StepResult:
 def eval_step(
     engine: Any, batches: Sequence[Batch], *, mode: str | None = None
 ) -> tuple[dict[str, float], int]:
-    """Loss sums by name and the number of learned tokens, over this rank's micro-batches.
+    """Loss sums by name and what they are divided by, over this rank's micro-batches.
 
     Args:
         mode: None: the model's own, with all its losses.
@@ -149,4 +150,4 @@ def eval_step(
     sums: dict[str, Tensor] = {}
     for batch in on_device(batches, engine.device):
         add(sums, engine(batch, **options))
-    return {k: float(v) for k, v in sums.items()}, sum(b.num_loss_tokens for b in batches)
+    return {k: float(v) for k, v in sums.items()}, sum(b.num_losses for b in batches)

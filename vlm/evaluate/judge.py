@@ -105,9 +105,9 @@ def held_out(
     chosen = rows[stream.permutation(bits, len(rows))][: max(0, max_samples)].tolist()
     if len(chosen) < 2:
         raise DataError(
-            f"manifest {recipe.data.eval.manifest}: {len(chosen)} samples with frames to judge by (it has "
-            f"{len(rows)}, --max-samples is {max_samples}); expected at least 2, because each is "
-            "also asked about another one's frames"
+            f"manifest {recipe.data.eval.manifest}: {len(chosen)} samples with frames to judge by "
+            f"(it has {len(rows)}, --max-samples is {max_samples}); expected at least 2, because "
+            "each is also asked about another one's frames"
         )
     reader = Reader(source.catalog)
     with ThreadPoolExecutor(recipe.data.decode_threads) as pool:

@@ -17,7 +17,7 @@ def mode_losses(model: Any, batches: Iterable[Batch]) -> dict[str, float]:
     for batch in batches:
         found = model.losses_by_mode(batch.to(model.device))
         sums.update({mode: float(loss) for mode, loss in found.items()})
-        tokens += batch.num_loss_tokens
+        tokens += batch.num_losses
     return {mode: total / tokens for mode, total in sums.items()}
 
 

@@ -22,6 +22,7 @@ from vlm.models import generate
 from vlm.models.family import FamilyConfig, Output, Prefill, random_lm, random_tower
 from vlm.models.foveation import Foveation
 from vlm.models.language import LanguageModel, coordinates, new_cache, to_rows
+from vlm.models.preference import objective
 from vlm.models.splice import fill
 from vlm.models.vision import QUERYABLE, LayerCache, VisionEncoder
 
@@ -93,7 +94,8 @@ class FoveatedModel(PreTrainedModel):
         """
         if mode == "autoregressive":
             losses = self.language.token_losses(self.autoregressive_hidden(batch), batch)
-            return Output(losses.sum(), {"fine": losses.sum()}, losses)
+            total, measured = objective(losses, batch)
+            return Output(total, {"fine": total, **measured}, losses)
         _, cache = self.vision(batch.frames)
         text = self.language.embed(batch.input_ids)
         tokens = self.connector(self.vision, cache, self.static_queries(batch))
@@ -102,8 +104,11 @@ class FoveatedModel(PreTrainedModel):
             losses = self.language.token_losses(hidden, batch)
             # a parameter without a gradient keeps that of the step before under ZeRO-3
             asked = self.next_queries(batch, at_frames(hidden, batch))
-            coarse = losses.sum() + 0.0 * asked.sum().to(losses.dtype)
-            return Output(coarse, {"coarse": coarse}, losses.detach())
+            coarse, measured = objective(losses, batch)
+            coarse = coarse + 0.0 * asked.sum().to(losses.dtype)
+            return Output(coarse, {"coarse": coarse, **measured}, losses.detach())
+        # what pairs are compared with is known of the last fine pass alone
+        measure_all = measure_all and batch.reference is None
         names = self.pass_names
         weights = dict(zip(names, (self.coarse_weight, *self.fine_weights), strict=True))
         hidden_of: dict[str, Tensor | None] = {}
@@ -117,6 +122,9 @@ class FoveatedModel(PreTrainedModel):
             for name, hidden in reversed(hidden_of.items())
             if hidden is not None
         }
+        if batch.reference is not None:
+            total, measured = objective(losses_of["fine"], batch)
+            return Output(total, {"fine": total, **measured}, losses_of["fine"].detach())
         parts = {name: losses.sum() for name, losses in losses_of.items()}
         loss = sum(weights[name] * part for name, part in parts.items() if weights[name] > 0)
         reported = {name: part for name, part in parts.items() if name in REPORTED}

@@ -15,6 +15,7 @@ from vlm.batch import Batch
 from vlm.models import generate
 from vlm.models.family import FamilyConfig, Output, Prefill, random_lm, random_tower
 from vlm.models.language import LanguageModel
+from vlm.models.preference import objective
 from vlm.models.splice import fill
 from vlm.models.tower import TOWERS, Tower
 
@@ -42,7 +43,7 @@ class OnePass(PreTrainedModel):
     def forward(self, batch: Batch, mode: Mode = "one_pass", measure_all: bool = False) -> Output:
         """The loss of one micro-batch; there is no other mode, and nothing else to measure."""
         losses = self.language.token_losses(self.language(self.embed(batch), batch), batch)
-        return Output(losses.sum(), {}, losses.detach())
+        return Output(*objective(losses, batch), losses.detach())
 
     @torch.no_grad()
     def losses_by_mode(self, batch: Batch) -> dict[str, Tensor]:

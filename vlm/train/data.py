@@ -4,6 +4,7 @@ from collections.abc import Generator, Iterable
 from contextlib import closing
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
@@ -23,6 +24,8 @@ class DataSource(NamedTuple):
     catalog: Catalog
     plan: Plan
     collator: Collator
+    #: of pairs of answers, see ``vlm.train.reference``
+    references: np.ndarray | None = None
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
@@ -30,14 +33,17 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
 
 
 def open_source(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, *, training: bool
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, *, training: bool, once: bool = False
 ) -> DataSource:
     """Opens what a recipe trains on, or is evaluated on: checked against shards and tokenizer.
+
+    Args:
+        once: every sample with frames comes once an epoch, whatever the mixture.
 
     Raises:
         DataError: a shard is gone or has changed, or tokens were counted with another tokenizer.
     """
-    catalog, plan = planning.open_plan(recipe, training=training)
+    catalog, plan = planning.open_plan(recipe, training=training, once=once)
     catalog.check_shards()
     name = recipe.model.tokenizer
     catalog.check_tokenizer(chat.tokenizer_fingerprint(name), name)
@@ -79,6 +85,8 @@ def steps(
         quarantine=quarantine,
         pinned=torch.cuda.is_available(),
         bad_samples=folder / faults.FILE if folder.is_dir() else None,
+        references=source.references,
+        dpo_beta=recipe.optim.dpo_beta,
     )
     known = len(plan.num_steps)
     with closing(iter(loader)) as loaded_steps:  # type: ignore[type-var]

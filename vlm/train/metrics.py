@@ -46,6 +46,8 @@ COLUMNS = (
     "loss_fine_first",  # of the first fine pass, where there are several
     "loss_coarse",  # cross entropy of the coarse pass
     "loss_ratio",  # coarse / fine
+    "reward_accuracy",  # share of pairs whose chosen answer gained more than the rejected one
+    "reward_margin",  # by how much, times beta
     "loss_text",  # what is predicted, by the kind of the sample
     "loss_image",
     "loss_video",
@@ -78,10 +80,18 @@ COLUMNS = (
     "eval_loss_coarse",
     "eval_loss_ratio",
     "eval_loss_autoregressive",  # as at inference
+    "eval_reward_accuracy",
+    "eval_reward_margin",
     "checkpoint_stall_s",  # for which training stood still
     "checkpoint_gb",
 )
+
 EVENTS = ("train", "eval", "checkpoint")
+
+
+def column(name: str) -> str:
+    """Of a loss or reward that the model names."""
+    return name if name == "loss" or name.startswith("reward_") else f"loss_{name}"
 
 
 class _View(Protocol):

@@ -22,6 +22,7 @@ from vlm.errors import ConfigError
 from vlm.train import chain, data
 from vlm.train import model as models
 from vlm.train.preempt import Preemption
+from vlm.train.reference import with_references
 
 #: sections of the DeepSpeed file that change what is computed, not only where it lies
 SHARED_DEEPSPEED = (
@@ -90,11 +91,23 @@ def build_run(
             "frames, which ZeRO-3 cannot; set it to false and use launch/evaluate.py, or stage 2"
         )
     engine = build_engine(model, recipe, ds_config, cpu=machine.device.type == "cpu")
+    identity = identify(recipe, ds_config, train.plan)
+    if recipe.data.loss_on == "preference":
+        compared = {
+            "model": identity["model"],
+            "init_from": str(recipe.model.init_from),
+            "plans": [train.plan.plan_id, held_out.plan.plan_id],
+        }
+        known = with_references(engine, recipe, machine, tokenizer, compared)
+        train, held_out = (
+            source._replace(references=known[split])
+            for split, source in (("train", train), ("eval", held_out))
+        )
     config = recipe.train
     keep = Keep(config.keep_last, config.keep_every, config.keep_best)
     saver = Saver(engine, tokenizer, recipe.output_dir / "checkpoints", _local(recipe), keep)
     about = {
-        "identity": identify(recipe, ds_config, train.plan),
+        "identity": identity,
         "recipe": recipe.model_dump(mode="json"),
         "ds_config": ds_config,
         "versions": {name: version(name) for name in ("deepspeed", "torch", "transformers")},

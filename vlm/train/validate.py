@@ -7,6 +7,7 @@ from typing import Any
 from vlm import dist
 from vlm.data.load.loader import LoadedStep
 from vlm.engine.step import eval_step
+from vlm.train.metrics import column
 
 AUTOREGRESSIVE = "autoregressive"
 
@@ -33,7 +34,7 @@ def validate(
     engine.train()
     *totals, total = dist.all_reduce([*sums.values(), float(tokens)], engine.device)
     means = {name: value / total for name, value in zip(sums, totals, strict=True)}
-    row = {f"eval_loss_{k}" if k != "loss" else "eval_loss": mean for k, mean in means.items()}
+    row = {f"eval_{column(name)}": mean for name, mean in means.items()}
     if {"fine", "coarse"} <= means.keys():
         row["eval_loss_ratio"] = means["coarse"] / means["fine"]
     return row

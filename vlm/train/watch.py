@@ -21,7 +21,7 @@ from vlm.train.alerts import Alerts
 from vlm.train.group_losses import GroupLosses
 from vlm.train.health import Health, expected_first_loss
 from vlm.train.meter import WINDOW, Meter, real_cost
-from vlm.train.metrics import MetricLog
+from vlm.train.metrics import MetricLog, column
 from vlm.train.mfu import peak_flops, step_flops, utilisation
 from vlm.train.progress import Progress
 from vlm.train.run import Run
@@ -85,7 +85,7 @@ class Watch:
     ) -> None:
         """Writes the row of a step, which is the last one. All ranks together."""
         self.last_loss = result.losses["loss"]
-        losses = {f"loss_{k}" if k != "loss" else k: v for k, v in result.losses.items()}
+        losses = {column(name): value for name, value in result.losses.items()}
         if "fine" in result.losses and "coarse" in result.losses:
             losses["loss_ratio"] = result.losses["coarse"] / result.losses["fine"]
         row = {
@@ -174,6 +174,7 @@ def open_watch(
 def make_health(run: Run, state: TrainState) -> Health:
     recipe, engine = run.recipe, run.engine
     start = recipe.model.language.pretrained is None and recipe.model.init_from is None
+    start = start and recipe.data.loss_on != "preference"  # which begins at ln 2
     return Health(
         recipe.health,
         clip=engine.gradient_clipping(),

@@ -21,8 +21,8 @@ from vlm.data.load.reader import LoadedSample
 from vlm.data.plan import plan
 from vlm.data.plan.catalog import Catalog
 from vlm.data.text import chat
-from vlm.data.text.encode import encode_sample
-from vlm.errors import DataError
+from vlm.data.text.encode import encode_branches, encode_sample
+from vlm.errors import DataError, SampleError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Collator:
     tokenizer: PreTrainedTokenizerFast
     image_token: str
     tokens_per_frame: int
-    loss_on: Literal["answers", "all"]
+    loss_on: Literal["answers", "all", "preference"]
     augment: AugmentConfig
     seed: int
 
@@ -57,11 +57,30 @@ class Collator:
         Raises:
             SampleError: without the sample's name.
         """
+        (encoded,) = self.encode_branches(sample, num_frames, repeats, question_first)
+        return encoded
+
+    @property
+    def branches(self) -> int:
+        """Sequences that a sample becomes: two of a pair, its chosen and its rejected branch."""
+        return 2 if self.loss_on == "preference" else 1
+
+    def encode_branches(
+        self, sample: Sample, num_frames: int, repeats: int = 1, question_first: bool = False
+    ) -> list[chat.Encoded]:
+        """``encode_sample`` of each of a sample's ``branches``; all show all its frames."""
         if question_first and num_frames:
             sample = _question_first(sample, num_frames)
-        encoded = encode_sample(self.tokenizer, sample, self.image_token, self.loss_on)
+        if self.loss_on != "preference":
+            found = [encode_sample(self.tokenizer, sample, self.image_token, self.loss_on)]
+        elif sample.form == "preference":
+            found = encode_branches(self.tokenizer, sample, self.image_token)
+        else:
+            raise SampleError("one conversation, expected a preference pair; leave its source out")
         per_frame = repeats * self.tokens_per_frame
-        return chat.expand_frames(encoded, num_frames, per_frame, self.image_token_id)
+        return [
+            chat.expand_frames(one, num_frames, per_frame, self.image_token_id) for one in found
+        ]
 
     def augment_frames(self, frames: np.ndarray, row: int, epoch: int) -> None:
         """Changes (T, H, W, 3) uint8 in place, as drawn for (seed, epoch, row)."""

@@ -13,6 +13,7 @@ or ranks.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import queue
@@ -77,8 +78,10 @@ class _Sample(NamedTuple):
     """A sample that lies in its place."""
 
     row: int
+    #: of all its sequences
     num_frames: int
-    encoded: chat.Encoded
+    #: one, or both branches of a pair
+    encoded: list[chat.Encoded]
     faults: list[Fault]
 
 
@@ -99,6 +102,8 @@ class Loader:
         quarantine: Rows found bad before, of a ``LoaderState``.
         pinned: Batches lie in page-locked memory, for a GPU.
         bad_samples: File that names every bad sample; None for none.
+        references: (rows, 2) of pairs of answers, see ``Batch.reference``; None: not known yet.
+        dpo_beta: see ``Batch.dpo_beta``.
     """
 
     def __init__(
@@ -114,14 +119,17 @@ class Loader:
         quarantine: Iterable[int] = (),
         pinned: bool = False,
         bad_samples: Path | None = None,
+        references: np.ndarray | None = None,
+        dpo_beta: float = 0.0,
     ) -> None:
+        self._references, self._dpo_beta = references, dpo_beta
         self._catalog, self._plan, self._collator = catalog, plan, collator
         self._config, self._rank, self._world_size = config, rank, world_size
         self._position = position or Position()
         self._bad_file, self._quarantine = bad_samples, tuple(quarantine)
         self._pinned, self._slabs = pinned, Slabs(pinned)
         self._reader = Reader(catalog, open_storage(config.storage, catalog))
-        self._tokens: dict[tuple[int, bool], chat.Encoded] = {}
+        self._tokens: dict[tuple[int, bool], list[chat.Encoded]] = {}
         self._any_remote = any_remote(catalog)
         # every rank must call the tower alike, so a blank frame is as large as the others
         self._size = frame_size(catalog)
@@ -262,15 +270,18 @@ class Loader:
             f"is good; the last: {faults[-1].message}; run validate_shards"
         )
 
-    def _load_row(self, row: int, epoch: int, out: np.ndarray) -> chat.Encoded:
-        sample = self._reader.read_into(row, out)
-        self._collator.augment_frames(out, row, epoch)
+    def _load_row(self, row: int, epoch: int, out: np.ndarray) -> list[chat.Encoded]:
+        own = out[: len(out) // self._collator.branches]  # of one sequence
+        sample = self._reader.read_into(row, own)
+        self._collator.augment_frames(own, row, epoch)
+        if len(out):
+            out.reshape(-1, *own.shape)[1:] = own
         name = row, self._plan.question_first(row, epoch)
         if name not in self._tokens:
             stored = int(self._catalog.num_frames[row])
-            repeats = len(out) // stored if stored else 1
+            repeats = len(own) // stored if stored else 1
             try:
-                encoded = self._collator.encode_sample(sample, stored, repeats, name[1])
+                encoded = self._collator.encode_branches(sample, stored, repeats, name[1])
             except SampleError as error:
                 raise SampleError(f"{self._catalog.where(row)}: {error}") from None
             if len(self._tokens) >= TOKEN_CACHE:
@@ -292,11 +303,32 @@ class Loader:
             frames = torch.cat([frames[s : s + n] for s, n in zip(starts, counts, strict=False)])
         elif not sum(counts):
             frames, kind = frames[:1].zero_(), "text"
-        keys = self._catalog.keys([sample.row for sample in samples])
-        encoded = [sample.encoded for sample in samples]
-        groups = [self._catalog.group(sample.row) for sample in samples]
+        branches, rows = self._collator.branches, [sample.row for sample in samples]
+        sequences = [row for row in rows for _ in range(branches)]
+        keys = self._catalog.keys(sequences)
+        encoded = [one for sample in samples for one in sample.encoded]
+        groups = [self._catalog.group(row) for row in sequences]
+        counts = [count // branches for count in counts for _ in range(branches)]
         batch = self._collator.join(frames, counts, encoded, keys, kind, groups)
+        if branches == 2:
+            batch = self._compared(batch, rows)
         return batch.pin_memory() if self._pinned else batch
+
+    def _compared(self, batch: Batch, rows: list[int]) -> Batch:
+        """Pairs with what the model said of them before training, once that is known."""
+        known = self._references
+        if known is not None and np.isnan(known[rows]).any():
+            row = next(row for row in rows if np.isnan(known[row]).any())
+            raise DataError(
+                f"{self._catalog.where(row)}: it could not be read when references were measured, "
+                "and now can; start the run anew in another output_dir"
+            )
+        return dataclasses.replace(
+            batch,
+            pair_rows=torch.tensor(rows),
+            reference=None if known is None else torch.from_numpy(known[rows]),
+            dpo_beta=self._dpo_beta,
+        )
 
 
 def open_storage(config: StorageConfig, catalog: Catalog) -> Storage:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vlm.config import DataConfig, Recipe
+from vlm.config import DataConfig, Recipe, SourceConfig
 from vlm.data.plan import catalog
 from vlm.data.plan.catalog import Catalog
 from vlm.data.plan.plan import MicroBatch, Plan, Step, assign, step_hash, summary
@@ -20,14 +20,19 @@ from vlm.data.storage import remote
 from vlm.errors import ConfigError
 
 
-def open_plan(recipe: Recipe, *, training: bool = True) -> tuple[Catalog, Plan]:
+def open_plan(recipe: Recipe, *, training: bool = True, once: bool = False) -> tuple[Catalog, Plan]:
     """The samples of a recipe and the plan over them.
+
+    Args:
+        once: every sample with frames comes once an epoch, whatever the mixture.
 
     Raises:
         DataError: a manifest is missing or damaged, or its samples fit no plan.
         ConfigError: the recipe asks for what its samples cannot give.
     """
     data = recipe.data if training else _held_out(recipe.data)
+    if once:
+        data = data.model_copy(update={"train": tuple(map(_once, data.train)), "weights_at": {}})
     opened = catalog.load([(one.name, one.manifest, one.image_frames) for one in data.train])
     policy = policy_from_recipe(recipe.model_copy(update={"data": data}))
     fingerprints = [source.manifest.fingerprint for source in opened.sources]
@@ -43,6 +48,10 @@ def _held_out(data: DataConfig) -> DataConfig:
         "question_first_frac": 0.0,
     }
     return data.model_copy(update=changes)
+
+
+def _once(source: SourceConfig) -> SourceConfig:
+    return source.model_copy(update={"weight": None, "repeat": 1.0, "cap": None})
 
 
 def policy_from_recipe(recipe: Recipe) -> Policy:
@@ -74,10 +83,12 @@ def _weights_at(data: DataConfig) -> Iterator[tuple[int, tuple[float, ...]]]:
         yield step, tuple(now.values())
 
 
-def rows_from_catalog(catalog: Catalog, loss_on: Literal["answers", "all"]) -> Rows:
-    answers_only = loss_on == "answers"
+def rows_from_catalog(catalog: Catalog, loss_on: Literal["answers", "all", "preference"]) -> Rows:
+    answers_only = loss_on != "all"
+    branches = 2 if loss_on == "preference" else 1
+    frames = _frames_shown(catalog)
     return Rows(
-        num_frames=_frames_shown(catalog),
+        num_frames=frames if branches == 1 else frames.astype(np.uint32) * branches,
         num_tokens=catalog.num_tokens,
         kind=catalog.kind,
         shard=catalog.shard,

@@ -52,7 +52,7 @@ class Policy:
     text_frac: float
     #: rows of the main stream in a window, at least
     window: int
-    loss_on: Literal["answers", "all"]
+    loss_on: Literal["answers", "all", "preference"]
     sources: tuple[SourcePolicy, ...] = (SourcePolicy(),)
     #: what weights are shares of; of text-only samples, which have no frames, at least samples
     weight_by: Literal["samples", "tokens", "frames"] = "samples"

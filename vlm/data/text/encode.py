@@ -28,7 +28,9 @@ def encode_sample(
         SampleError: it is a pair, or what ``chat.encode`` and ``encode_branches`` refuse.
     """
     if sample.form == "preference":
-        raise SampleError("a preference pair, expected one conversation; pairs are for DPO only")
+        raise SampleError(
+            "a preference pair, expected one conversation; set data.loss_on to preference"
+        )
     (encoded,) = encode_branches(tokenizer, sample, image_token, loss_on)
     return encoded
 
