@@ -23,7 +23,12 @@ from typing import Any
 
 TIMEOUT_S = 120.0
 #: what the process imports that ranks are forked from
-PRELOADED = ["deepspeed", "transformers", "vlm.engine.setup"]
+PRELOADED = [
+    "deepspeed",
+    "deepspeed.runtime.zero.muon.original_muon",  # and with it torch's compiler: three seconds
+    "transformers",
+    "vlm.train.loop",
+]
 
 
 class RankError(Exception):

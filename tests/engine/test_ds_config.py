@@ -316,6 +316,17 @@ def test_communication_overlaps_only_where_the_file_says_so() -> None:
     assert zero["zero_optimization"]["overlap_comm"] is True
 
 
+def test_gradients_lie_in_one_buffer_on_a_gpu_or_where_they_are_offloaded() -> None:
+    def contiguous(cpu: bool, **zero: Any) -> bool:
+        raw = config(zero_optimization={"stage": 2, **zero})
+        return resolve(raw, cpu=cpu)["zero_optimization"]["contiguous_gradients"]
+
+    assert contiguous(cpu=False) is True
+    assert contiguous(cpu=True) is False
+    assert contiguous(cpu=True, offload_optimizer={"device": "cpu"}) is True
+    assert contiguous(cpu=True, contiguous_gradients=True) is True
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 def test_the_recipe_sets_the_batch(world_size: int) -> None:
     resolved = resolve(config(), micro_batches=8, world_size=world_size)

@@ -15,8 +15,12 @@ from vlm.engine import ds_config, memory, optim
 from vlm.engine.setup import build_engine
 from vlm.engine.step import train_step
 
-#: small, so that a rank's share of communication is not all there is
-BUCKETS = {"reduce_bucket_size": 20_000, "allgather_bucket_size": 20_000}
+#: small, so that a rank's share of communication is not all there is; laid out as on a GPU
+BUCKETS = {
+    "reduce_bucket_size": 20_000,
+    "allgather_bucket_size": 20_000,
+    "contiguous_gradients": True,
+}
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

@@ -88,9 +88,14 @@ def resolve(
     config["train_batch_size"] = micro_batches
     config["train_micro_batch_size_per_gpu"] = 1
     config["gradient_accumulation_steps"] = micro_batches // world_size
+    zero = config["zero_optimization"]
     # Stage 3 would overlap them by default, which has brought NaNs: off until somebody asks for it.
-    config["zero_optimization"].setdefault("overlap_comm", False)
-    if "offload_optimizer" in config["zero_optimization"]:
+    zero.setdefault("overlap_comm", False)
+    offloads = "offload_optimizer" in zero
+    # One buffer for all gradients keeps a GPU's memory in one piece. On a CPU it is a copy of each
+    # and nothing else, a tenth of a small model's step; DeepSpeed offloads by way of it.
+    zero.setdefault("contiguous_gradients", offloads or not cpu)
+    if offloads:
         # DeepSpeed's own CPU Adam is compiled on first use, which takes a compiler and a minute.
         config.setdefault("zero_force_ds_cpu_optimizer", False)
     return config

@@ -235,7 +235,8 @@ def _accumulates(ds_config: dict[str, Any]) -> bool:
 
 
 def _bucket(zero: dict[str, Any], element: int) -> int:
-    if not zero.get("contiguous_gradients", True):
+    # what is offloaded goes by way of the buffer, whatever the file says
+    if not (zero.get("contiguous_gradients", True) or "offload_optimizer" in zero):
         return 0
     twice = 2 if zero.get("overlap_comm") else 1
     return int(zero["reduce_bucket_size"]) * element * twice
