@@ -23,7 +23,7 @@ from types import FrameType
 from vlm import config, log
 from vlm.config import Recipe
 from vlm.errors import ConfigError, command
-from vlm.nodes import environment, folder, hostfile, launcher
+from vlm.nodes import commands, environment, folder, hostfile, launcher
 from vlm.nodes.connection import Job
 from vlm.nodes.hostfile import Host
 from vlm.nodes.launcher import Launcher, Plan
@@ -45,6 +45,9 @@ def main(argv: Sequence[str]) -> int:
     recipe = _recipe(script)
     job_folder = _job_folder(args, recipe)
     env = environment.collect(os.environ, args.env_file, args.env)
+    if args.print:
+        _print(_job(args, script, job_folder, env), listed, args.master_port)
+        return 0
     if args.detach:
         own = [argument for argument in argv[: argv.index("--")] if argument != "--detach"]
         pid = folder.detach([sys.executable, __file__, *own, "--", *script], job_folder)
@@ -86,7 +89,15 @@ def _plan(
             looker.exercise(found)
         return found
 
-    job = Job(
+    job = _job(args, script, job_folder, env)
+    micro_batches = None if recipe is None else recipe.data.micro_batches
+    return Plan(job, listed, args.master_port, micro_batches, first_look, looker.look)
+
+
+def _job(
+    args: argparse.Namespace, script: Sequence[str], job_folder: Path, env: dict[str, str]
+) -> Job:
+    return Job(
         mark=secrets.token_hex(8),
         argv=tuple(script),
         python=args.python,
@@ -98,8 +109,16 @@ def _plan(
         hang_s=args.hang_s,
         known_hosts=args.known_hosts,
     )
-    micro_batches = None if recipe is None else recipe.data.micro_batches
-    return Plan(job, listed, args.master_port, micro_batches, first_look, looker.look)
+
+
+def _print(job: Job, listed: Sequence[Host], port: int) -> None:
+    """The same job by other launchers."""
+    for title, made in (
+        ("torchrun", commands.torchrun),
+        ("deepspeed --no_ssh", commands.deepspeed),
+        ("sbatch: save as job.sh, then `sbatch job.sh`", commands.sbatch),
+    ):
+        sys.stdout.write(f"### {title}\n{made(job, listed, port)}\n")
 
 
 def _recipe(script: Sequence[str]) -> Recipe | None:
@@ -137,6 +156,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--grace-s", type=float, default=120.0, help="to save in (default: 120)")
     parser.add_argument("--hang-s", type=float, default=300.0, help="without a step (default: 300)")
     parser.add_argument("--max-restarts", type=int, default=5, help="after failures (default: 5)")
+    parser.add_argument("--print", action="store_true", help="other launchers' commands, no start")
     parser.add_argument("--detach", action="store_true", help="leave it running in the background")
     if "--" not in argv:
         if {"-h", "--help"} & set(argv):

@@ -41,7 +41,7 @@ def allowed(environ: Mapping[str, str]) -> dict[str, str]:
 
 def for_ranks(environ: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
     """A host's environment for its ranks: its secrets stay behind unless they are on the list."""
-    own = {k: v for k, v in environ.items() if not _SECRET.search(k)}
+    own = {k: v for k, v in environ.items() if not is_secret(k)}
     return {**own, **allowed(environ), **given}
 
 
@@ -95,10 +95,13 @@ def parse(text: str, where: str) -> dict[str, str]:
     return found
 
 
+def is_secret(name: str) -> bool:
+    return name not in NAMES and _SECRET.search(name) is not None
+
+
 def secrets(env: Mapping[str, str]) -> list[str]:
     """Values that must not be shown, longest first."""
-    named = {k: v for k, v in env.items() if _SECRET.search(k) and k not in NAMES}
-    found = {value for value in named.values() if len(value) >= MIN_SECRET}
+    found = {v for k, v in env.items() if is_secret(k) and len(v) >= MIN_SECRET}
     return sorted(found, key=len, reverse=True)
 
 

@@ -27,6 +27,8 @@ SSH_FAILED = 255
 MAX_ANSWER = 4 * 2**20
 #: RunPod writes a container's variables there and sources them for people who log in only
 PROVIDER_ENV = "/etc/rp_environment"
+#: of launch/setup_node.sh
+NODE_ENV = '"$HOME/.saccade_env"'
 
 
 class Answer(NamedTuple):
@@ -74,7 +76,7 @@ def script(
 
     What ``argv`` then finds on its standard input is what follows the script.
     """
-    lines = [f"if [ -r {PROVIDER_ENV} ]; then . {PROVIDER_ENV}; fi"]
+    lines = [f"if [ -r {file} ]; then . {file}; fi" for file in (PROVIDER_ENV, NODE_ENV)]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in (env or {}).items()]
     if folder is not None:
         lines.append(f"cd -- {shlex.quote(str(folder))} || exit 1")

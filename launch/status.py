@@ -1,0 +1,67 @@
+"""Shows a job that launch/run.py has started: python launch/status.py runs/NAME/launch
+
+--follow stays until the job ends and returns its exit code: a table on a terminal, else the
+timeline; Ctrl-C leaves the job alone. --stop ends it with a checkpoint. Exit codes: the job's
+where it has ended, 1 where its launcher was killed, 2 a mistake.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from vlm.errors import EXIT_FAULTS, command
+from vlm.nodes import folder, status
+from vlm.nodes.status import Timeline
+
+EVERY_S = 1.0
+
+
+def main(argv: Sequence[str]) -> int:
+    args = _parse(argv)
+    if args.stop:
+        folder.stop(args.job)
+    state = folder.read(args.job)
+    console, timeline = Console(file=sys.stdout, highlight=False), Timeline(args.job)
+    timeline.skip()
+    if not args.follow:
+        console.print(status.table(state, time.time(), list(timeline.last)))
+    elif console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                state = folder.read(args.job)
+                list(timeline.new())
+                live.update(status.table(state, time.time(), list(timeline.last)), refresh=True)
+                if not folder.alive(state):
+                    break
+                time.sleep(EVERY_S)
+    else:
+        while True:
+            state = folder.read(args.job)  # first, so that no line comes after the end
+            for line in timeline.new():
+                sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
+            if not folder.alive(state):
+                break
+            time.sleep(EVERY_S)
+    if folder.alive(state):
+        return 0
+    return EXIT_FAULTS if state["exit_code"] is None else state["exit_code"]
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("job", type=Path, help="the folder that launch/run.py named")
+    parser.add_argument("--follow", action="store_true", help="until the job ends")
+    parser.add_argument("--stop", action="store_true", help="end the job, with a checkpoint")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    command(main)()
