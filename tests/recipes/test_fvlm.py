@@ -116,6 +116,7 @@ def test_a_rehearsal_at_full_size(
     assert dry_run(recipe, helpers.resolved(2, 2, micro_batches)) == 0
     output = capsys.readouterr().out
     assert f"steps {recipe.train.steps}, micro-batches a step {micro_batches}, ranks 2" in output
+    assert ("would not start yet: model.init_from" in output) == bool(recipe.model.init_from)
     total = int(re.findall(r"│ all\s+│ ([\d,]+)", output)[0].replace(",", ""))
     if recipe.model.family == "foveated":
         (published,) = [n for n in (157.6e6, 382.6e6, 1.733e9) if abs(total / n - 1) < 0.01]

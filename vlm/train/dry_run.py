@@ -3,6 +3,7 @@
 import os
 import sys
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from vlm.batch import Batch
 from vlm.config import Recipe, to_yaml
 from vlm.data.plan.plan import Position
 from vlm.engine import optim
-from vlm.train import data
+from vlm.errors import ConfigError
+from vlm.train import chain, data
 from vlm.train import model as models
 
 
@@ -24,6 +26,8 @@ def dry_run(recipe: Recipe, ds_config: dict[str, Any]) -> int:
         return 0
     console = Console(file=sys.stdout, width=100, highlight=False)
     console.print(to_yaml(recipe), markup=False, soft_wrap=True)
+    if recipe.model.init_from is not None:
+        console.print(_start(recipe.model.init_from), markup=False, soft_wrap=True)
     tokenizer = data.load_tokenizer(recipe)
     console.print(_parameter_table(recipe, tokenizer))
     source = data.open_source(recipe, tokenizer, training=True)
@@ -40,6 +44,13 @@ def dry_run(recipe: Recipe, ds_config: dict[str, Any]) -> int:
         f"{ds_config['zero_optimization']['stage']}"
     )
     return 0
+
+
+def _start(init_from: Path) -> str:
+    try:
+        return f"starts from {chain.find_model(init_from)}"
+    except ConfigError as error:  # the stage before may still be running
+        return f"would not start yet: {error}"
 
 
 def _parameter_table(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Table:

@@ -49,7 +49,7 @@ def load_tokenizer(path: str | Path, image_token: str) -> PreTrainedTokenizerFas
         ConfigError: it is missing or not fast, has no chat template, no padding token of its own,
             or ``image_token`` is not one special token.
     """
-    tokenizer = _load(path)
+    tokenizer = read_tokenizer(path)
     if not tokenizer.chat_template:
         raise ConfigError(f"tokenizer {path}: no chat template; take an instruction-tuned one")
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
@@ -60,7 +60,7 @@ def load_tokenizer(path: str | Path, image_token: str) -> PreTrainedTokenizerFas
         )
     ids, _ = _tokenize(tokenizer, f"a{image_token}b")
     image_id = tokenizer.convert_tokens_to_ids(image_token)
-    if image_token not in _special_tokens(tokenizer) or ids.count(image_id) != 1:
+    if image_token not in special_tokens(tokenizer) or ids.count(image_id) != 1:
         raise ConfigError(
             f"tokenizer {path}: {image_token!r} is not one of its special tokens; add it with "
             "tokenizer.add_special_tokens, or name another image token"
@@ -70,7 +70,7 @@ def load_tokenizer(path: str | Path, image_token: str) -> PreTrainedTokenizerFas
 
 def tokenizer_fingerprint(path: str | Path) -> str:
     """``fingerprint`` of a tokenizer that is not loaded yet."""
-    return fingerprint(_load(path))
+    return fingerprint(read_tokenizer(path))
 
 
 @functools.lru_cache(maxsize=8)
@@ -157,7 +157,8 @@ def expand_frames(
     return Encoded(ids, labels)
 
 
-def _load(path: str | Path) -> PreTrainedTokenizerFast:
+def read_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
+    """One that is fast, whether conversations can be encoded with it or not."""
     if not Path(path).is_dir() and not _HUB_ID.fullmatch(str(path)):
         raise ConfigError(f"tokenizer {path}: no such folder; expected one with tokenizer.json")
     try:
@@ -210,7 +211,8 @@ def _messages(
     return messages, "video" if marks[0] == "video" else "image"
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerFast) -> set[str]:
+def special_tokens(tokenizer: PreTrainedTokenizerFast) -> set[str]:
+    """Those that no text may hold."""
     added = tokenizer.added_tokens_decoder.values()
     return {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
 
@@ -218,7 +220,7 @@ def _special_tokens(tokenizer: PreTrainedTokenizerFast) -> set[str]:
 @functools.lru_cache(maxsize=8)
 def _special_pattern(tokenizer: PreTrainedTokenizerFast) -> re.Pattern[str]:
     # longest first, so that the error names the whole token
-    tokens = sorted(_special_tokens(tokenizer), key=len, reverse=True)
+    tokens = sorted(special_tokens(tokenizer), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, tokens)))
 
 
