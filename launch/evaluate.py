@@ -34,23 +34,31 @@ def main(argv: Sequence[str]) -> int:
     report = judge(args.run, args.max_samples)
     evaluation = json.loads((args.run / "eval.json").read_text(encoding="utf-8"))
     console = Console(file=sys.stdout, highlight=False)
-    console.print(_table(evaluation))
-    losses = ", ".join(f"{mode} {loss:.4f}" for mode, loss in evaluation["loss"].items())
-    known = [name for name in COMPARED if name in evaluation]
-    compared = "".join(f"; {COMPARED[name]} {evaluation[name]:.4f}" for name in known)
-    console.print(f"loss: {losses}{compared}")
+    orders = {evaluation["order"]: evaluation, **evaluation["other_orders"]}
+    for order, judged in orders.items():
+        console.print(_table(order, evaluation, judged))
+        losses = ", ".join(f"{mode} {loss:.4f}" for mode, loss in judged["loss"].items())
+        known = [name for name in COMPARED if name in judged]
+        compared = "".join(f"; {COMPARED[name]} {judged[name]:.4f}" for name in known)
+        console.print(f"loss: {losses}{compared}")
     console.print(f"report: {report.resolve()}", soft_wrap=True)
     return 0
 
 
-def _table(evaluation: dict) -> Table:
-    table = Table("answers", "true frames", "blank", "shuffled", "prior", "questions")
-    accuracy = evaluation["accuracy"]
-    for group, true in accuracy["true"].items():
-        others = [accuracy["blank"][group], accuracy["shuffled"][group], evaluation["prior"][group]]
-        cells = [f"{value:.3f}" for value in (true, *others)]
+def _table(order: str, evaluation: dict, judged: dict) -> Table:
+    accuracy = judged["accuracy"]
+    own, *others = judged["accuracy_by_mode"]
+    columns = (*accuracy, "prior", *others)
+    table = Table("answers", *columns, "questions", title=f"{own}, {order}".replace("_", " "))
+    for group in accuracy["true"]:
+        shown = [
+            *accuracy.values(),
+            evaluation["prior"],
+            *map(judged["accuracy_by_mode"].get, others),
+        ]
         # a name from a shard: it may hold markup or control characters
         name = Text(one_line(DataError(group)))
+        cells = [f"{values[group]:.3f}" for values in shown]
         table.add_row(name, *cells, str(evaluation["num_answers"][group]))
     return table
 

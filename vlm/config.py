@@ -124,6 +124,10 @@ def _short_source(found: Any) -> Any:
     return {"manifest": found} if isinstance(found, str | Path) else found
 
 
+#: where the frames of a sample stand: before its text, or behind its first question
+Order = Literal["frames_first", "question_first"]
+
+
 class DataConfig(Strict):
     #: a manifest, or a list of sources
     train: Annotated[tuple[SourceConfig, ...], BeforeValidator(_short_form)] = Field(min_length=1)
@@ -144,6 +148,8 @@ class DataConfig(Strict):
     text_frac: float = Field(0.0, ge=0, lt=1)
     #: share of samples whose question stands before their frames
     question_first_frac: float = Field(0.0, ge=0, le=1)
+    #: orders in which held-out samples are asked, the first also in training; empty: the trained
+    eval_orders: tuple[Order, ...] = ()
     #: samples planned at a time
     window: int = Field(262_144, gt=0)
     #: `answers` learns assistant turns, `all` every text token, `preference` which of a pair of
@@ -157,6 +163,15 @@ class DataConfig(Strict):
     #: share of samples that may be bad and replaced before the run stops
     max_bad_frac: float = Field(0.001, ge=0, le=1)
     storage: StorageConfig = StorageConfig()
+
+    @property
+    def orders(self) -> tuple[Order, ...]:
+        """In which held-out samples are asked, without doubles."""
+        if self.eval_orders:
+            return tuple(dict.fromkeys(self.eval_orders))
+        if self.question_first_frac == 1:
+            return ("question_first",)
+        return ("frames_first", "question_first") if self.question_first_frac else ("frames_first",)
 
     @model_validator(mode="after")
     def _weighed(self) -> "DataConfig":

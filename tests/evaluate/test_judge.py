@@ -17,7 +17,7 @@ from vlm.errors import CheckpointError, DataError
 from vlm.evaluate import judge as module
 from vlm.evaluate.judge import held_out, judge
 from vlm.evaluate.losses import mode_losses
-from vlm.evaluate.questions import judge_answers
+from vlm.evaluate.questions import find_questions, judge_answers
 from vlm.models import registry
 from vlm.models.foveated import MODES
 
@@ -70,7 +70,35 @@ def test_its_numbers_are_those_of_the_parts(run: Path, made: Path) -> None:
     )
     for mode, loss in mode_losses(model, one_by_one).items():
         assert evaluation["loss"][mode] == pytest.approx(loss, rel=1e-4)
-    assert evaluation["accuracy"] == judge_answers(model, collator, samples)[0]
+    found = judge_answers(model, collator, samples, find_questions(samples))
+    assert evaluation["accuracy"] == found.accuracy
+    assert evaluation["accuracy_by_mode"] == found.accuracy_by_mode
+
+
+def test_both_orders_are_judged_where_the_run_wants_them(run: Path) -> None:
+    path = run / "recipe.yaml"
+    recipe = json.loads(path.read_text())
+    judge(run, 1000)
+    frames_first = json.loads((run / "eval.json").read_text())
+    assert frames_first["order"] == "frames_first" and frames_first["other_orders"] == {}
+    recipe["data"]["eval_orders"] = ["question_first", "frames_first"]
+    path.write_text(json.dumps(recipe))
+    report = judge(run, 1000).read_text()
+    evaluation = json.loads((run / "eval.json").read_text())
+    assert evaluation["order"] == "question_first"
+    other = evaluation["other_orders"]["frames_first"]
+    for name in ("loss", "loss_ratio", "accuracy", "accuracy_by_mode"):
+        assert other[name] == frames_first[name]
+    checkpoint = run / "checkpoints" / "step_00000003" / MODEL
+    collator, samples, keys = held_out(load(path), checkpoint, 1000)
+    one_by_one = (
+        collator.batch([s.frames], [collator.encode(s, True)], [key], "video", (16, 16))
+        for s, key in zip(samples, keys, strict=True)
+    )
+    losses = mode_losses(registry.load(checkpoint).eval(), one_by_one)
+    assert evaluation["loss"] == pytest.approx(losses, rel=1e-4)
+    assert evaluation["loss"]["coarse_fine"] != pytest.approx(other["loss"]["coarse_fine"])
+    assert "question first" in report and "frames first" in report
 
 
 def test_held_out_samples_are_drawn_from_all_of_them(run: Path) -> None:

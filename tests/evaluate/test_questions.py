@@ -69,6 +69,24 @@ def test_a_question_sees_no_other_turn_of_its_conversation(collator: Collator) -
     assert (batch.labels == -100).all() and batch.num_loss_tokens == 0
 
 
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_frames_may_stand_behind_the_question(collator: Collator, kind: str) -> None:
+    loaded = make_sample(0, "red", 2)
+    marked = ask(("<image>Is it <image> red?", "yes", "yn"))
+    questions = find_questions(
+        [LoadedSample(0, loaded.sample.model_copy(update={"kind": kind}), loaded.frames)]
+    )
+    batch = prompt_batch(collator, questions, [loaded.frames], "question_first")
+    text = collator.tokenizer.decode(batch.input_ids)
+    assert text == f"<|user|>{QUESTION}{IMAGE_TOKEN * 2}<|end|><|assistant|>"
+    own = find_questions([make_sample(0, "red", 2, marked)])
+    one, other = (
+        prompt_batch(collator, own, [loaded.frames], order)
+        for order in ("frames_first", "question_first")
+    )
+    assert torch.equal(one.input_ids, other.input_ids), "a text that says where keeps it"
+
+
 def test_a_sample_s_group_counts_beside_the_task() -> None:
     def groups(meta: dict) -> tuple[str, ...]:
         return find_questions([make_sample(0, "red", 1, meta=meta)])[0].groups
@@ -100,8 +118,9 @@ def test_special_tokens_in_an_answer_break_nothing(
 ) -> None:
     turns = ask((QUESTION, "a <|end|> of <|image|>", "caption"))
     samples = [make_sample(0, "red", 2, turns), make_sample(1, "blue", 1)]
-    scores, _, given = judge_answers(make_model(tokenizer_path), collator, samples)
-    assert len(given) == 2 and set(scores["true"]) == {"caption", "colour"}
+    model = make_model(tokenizer_path)
+    found = judge_answers(model, collator, samples, find_questions(samples))
+    assert len(found.answers) == 2 and set(found.accuracy["true"]) == {"caption", "colour"}
 
 
 # --- what is shown ----------------------------------------------------------------------------
@@ -150,10 +169,10 @@ def test_batches_are_bounded_in_number_and_in_pixels(monkeypatch: pytest.MonkeyP
 # --- marks ------------------------------------------------------------------------------------
 
 MARKED = [
-    Question(0, (), "red", "colour", ("colour", "short")),
-    Question(1, (), "red", "colour", ("colour",)),
-    Question(2, (), "blue", "colour", ("colour", "short")),
-    Question(3, (), "up", "direction", ("direction", "short")),
+    Question(0, (), "red", "colour", ("colour", "short"), "video"),
+    Question(1, (), "red", "colour", ("colour",), "video"),
+    Question(2, (), "blue", "colour", ("colour", "short"), "video"),
+    Question(3, (), "up", "direction", ("direction", "short"), "video"),
 ]
 
 
@@ -234,9 +253,15 @@ def test_a_model_that_looks_fails_without_its_frames(
     learned: tuple[FoveatedModel, list[LoadedSample]], collator: Collator
 ) -> None:
     model, samples = learned
-    scores, questions, given = judge_answers(model, collator, samples)
+    questions = find_questions(samples)
+    found = judge_answers(model, collator, samples, questions)
+    scores = found.accuracy
     assert scores["true"] == {"colour": 1.0}
-    assert given == [q.expected for q in questions]
+    assert found.answers == [q.expected for q in questions]
+    assert list(found.accuracy_by_mode) == ["coarse_fine", "coarse_only", "autoregressive"]
+    for mode, by_group in found.accuracy_by_mode.items():
+        given = answer(model, collator, questions, samples, mode=mode)
+        assert by_group == accuracy(questions, given)
     # one answer for all grey clips of a length, and the neighbour's colour
     assert scores["blank"]["colour"] < 1 and scores["shuffled"]["colour"] < 0.5
     others = answer(model, collator, questions, samples, "shuffled")

@@ -66,6 +66,8 @@ def test_it_prints_scores_and_where_the_report_is(run: Path) -> None:
     (row,) = [line for line in stdout.splitlines() if "colour" in line]
     scores = [evaluation["accuracy"][c]["colour"] for c in ("true", "blank", "shuffled")]
     scores.append(evaluation["prior"]["colour"])
+    by_mode = evaluation["accuracy_by_mode"]
+    scores += [by_mode[mode]["colour"] for mode in ("coarse_only", "autoregressive")]
     assert re.findall(r"[\d.]+", row) == [f"{score:.3f}" for score in scores] + ["5"]
     for mode, loss in evaluation["loss"].items():
         assert f"{mode} {loss:.4f}" in stdout

@@ -2,8 +2,9 @@
 
 1. The newest checkpoint's exported model is loaded, without DeepSpeed.
 2. Loss in all modes of the model, their ratio and gap, over whole conversations.
-3. Every question by itself, about true, blank and another sample's frames.
-4. ``eval.json`` and ``report.html`` in the run's folder.
+3. Every question by itself, about true, blank and another sample's frames, and in other modes.
+4. 2 and 3 again with the question before the frames, or behind them, if the run wants both.
+5. ``eval.json`` and ``report.html`` in the run's folder.
 """
 
 import json
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,14 +25,21 @@ from vlm import config
 from vlm.batch import Batch
 from vlm.ckpt import load as checkpoints
 from vlm.ckpt.save import MODEL, TRAINER, replace_text
-from vlm.config import Recipe
+from vlm.config import Order, Recipe
 from vlm.data.load.collate import Collator, frame_size
 from vlm.data.load.reader import LoadedSample, Reader
 from vlm.data.plan import stream
 from vlm.errors import CheckpointError, DataError
 from vlm.evaluate.attention import fine_attention
 from vlm.evaluate.losses import compare, mode_losses
-from vlm.evaluate.questions import Question, cut, judge_answers, prior, prompt_batch
+from vlm.evaluate.questions import (
+    Question,
+    cut,
+    find_questions,
+    judge_answers,
+    prior,
+    prompt_batch,
+)
 from vlm.evaluate.report import Answered, Clip, ReportData, write_report
 from vlm.models import registry
 from vlm.train import data
@@ -42,6 +50,14 @@ log = logging.getLogger(__name__)
 
 SAMPLES_PER_BATCH = 64
 NUM_CLIPS = 12
+
+
+class HeldOut(NamedTuple):
+    """What is judged by, and how it becomes a batch."""
+
+    collator: Collator
+    samples: list[LoadedSample]
+    keys: list[str]
 
 
 def judge(run_dir: Path, max_samples: int) -> Path:
@@ -59,41 +75,56 @@ def judge(run_dir: Path, max_samples: int) -> Path:
     if checkpoint is None:
         raise CheckpointError(f"run {run_dir}: no complete checkpoint; train it first")
     metrics = read_rows(run_dir / "metrics.jsonl")
-    collator, samples, keys = held_out(recipe, checkpoint / MODEL, max_samples)
+    held = held_out(recipe, checkpoint / MODEL, max_samples)
     model = registry.load(checkpoint / MODEL).eval()
     limit_logits(model, recipe)
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
-    log.info("loss of %d samples in every mode", len(samples))
-    losses = mode_losses(model, _batches(collator, samples, keys))
-    if not all(map(math.isfinite, losses.values())):
-        raise CheckpointError(
-            f"checkpoint {checkpoint}: its held-out loss is {losses}, so the model has diverged; "
-            "expected a finite one, judge an earlier checkpoint"
-        )
-    log.info("answers about true, blank and shuffled frames")
-    scores, questions, given = judge_answers(model, collator, samples)
+    questions = find_questions(held.samples)
+    first, *others = recipe.data.orders
+    judged, given = _judge(model, held, questions, first, checkpoint)
+    other_orders = {o: _judge(model, held, questions, o, checkpoint)[0] for o in others}
     evaluation = {
         "checkpoint": str(checkpoint),
         "step": json.loads((checkpoint / TRAINER).read_text())["state"]["step"],
-        "loss": losses,
-        **compare(losses),
-        "accuracy": scores,
+        "order": first,
+        **judged,
+        "other_orders": other_orders,
         "prior": prior(questions),
-        "num_samples": len(samples),
+        "num_samples": len(held.samples),
         "num_answers": dict(sorted(Counter(g for q in questions for g in q.groups).items())),
         "wall_s": time.perf_counter() - started,
     }
     replace_text(run_dir / "eval.json", json.dumps(evaluation, indent=1))
-    clips = _clips(model, collator, samples, keys, questions, given)
+    clips = _clips(model, held, questions, given, first)
     report = run_dir / "report.html"
     write_report(report, _report(metrics, recipe, model, evaluation, clips))
     return report
 
 
-def held_out(
-    recipe: Recipe, tokenizer: Path, max_samples: int
-) -> tuple[Collator, list[LoadedSample], list[str]]:
+def _judge(
+    model: Any, held: HeldOut, questions: Sequence[Question], order: Order, checkpoint: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """What is judged with the frames in one place of the text, and the answers."""
+    log.info("%s: loss of %d samples in every mode", order, len(held.samples))
+    losses = mode_losses(model, _batches(held, order))
+    if not all(map(math.isfinite, losses.values())):
+        raise CheckpointError(
+            f"checkpoint {checkpoint}: its held-out loss is {losses}, so the model has diverged; "
+            "expected a finite one, judge an earlier checkpoint"
+        )
+    log.info("%s: answers about true, blank and shuffled frames, and in other modes", order)
+    found = judge_answers(model, held.collator, held.samples, questions, order)
+    judged = {
+        "loss": losses,
+        **compare(losses),
+        "accuracy": found.accuracy,
+        "accuracy_by_mode": found.accuracy_by_mode,
+    }
+    return judged, found.answers
+
+
+def held_out(recipe: Recipe, tokenizer: Path, max_samples: int) -> HeldOut:
     """Held-out samples with frames, drawn at random: always the same of a manifest and a seed."""
     recipe = recipe.model_copy(
         update={"model": recipe.model.model_copy(update={"tokenizer": str(tokenizer)})}
@@ -113,17 +144,17 @@ def held_out(
     with ThreadPoolExecutor(recipe.data.decode_threads) as pool:
         samples = list(pool.map(reader.read, chosen))
     reader.close()
-    return source.collator, samples, source.catalog.keys(chosen)
+    return HeldOut(source.collator, samples, source.catalog.keys(chosen))
 
 
-def _batches(
-    collator: Collator, samples: Sequence[LoadedSample], keys: Sequence[str]
-) -> Iterator[Batch]:
+def _batches(held: HeldOut, order: Order) -> Iterator[Batch]:
     """All samples, clips of like length together."""
+    collator, samples, keys = held
+    question_first = order == "question_first"
     for part in cut([loaded.frames for loaded in samples], SAMPLES_PER_BATCH):
         yield collator.batch(
             [samples[i].frames for i in part],
-            [collator.encode(samples[i]) for i in part],
+            [collator.encode(samples[i], question_first) for i in part],
             [keys[i] for i in part],
             "video",
             samples[part[0]].frames.shape[1:3],
@@ -131,14 +162,10 @@ def _batches(
 
 
 def _clips(
-    model: Any,
-    collator: Collator,
-    samples: Sequence[LoadedSample],
-    keys: Sequence[str],
-    questions: Sequence[Question],
-    given: Sequence[str],
+    model: Any, held: HeldOut, questions: Sequence[Question], given: Sequence[str], order: Order
 ) -> list[Clip]:
     """About a dozen samples from the whole range, with what was asked and answered."""
+    collator, samples, keys = held
     asked: dict[int, list[tuple[Question, str]]] = {}
     for question, text in zip(questions, given, strict=True):
         asked.setdefault(question.sample, []).append((question, text))
@@ -146,7 +173,7 @@ def _clips(
     clips = []
     for index in chosen:
         frames = samples[index].frames
-        batch = prompt_batch(collator, [asked[index][0][0]], [frames])
+        batch = prompt_batch(collator, [asked[index][0][0]], [frames], order)
         clips.append(
             Clip(
                 key=keys[index],

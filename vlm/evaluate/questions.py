@@ -2,20 +2,21 @@
 
 A question never sees the other turns of its conversation: they would give answers away. The same
 questions are asked about blank frames and about another sample's frames; a model that does as well
-there does not look.
+there does not look. Frames stand before the question or behind it, as the run wants it.
 """
 
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from vlm.batch import Batch
+from vlm.config import Order
 from vlm.data.format.schema import MARK, Turn
-from vlm.data.load.collate import Collator
+from vlm.data.load.collate import Collator, question_first
 from vlm.data.load.reader import LoadedSample
 from vlm.data.text import chat
 from vlm.models.generate import generate
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 Control = Literal["true", "blank", "shuffled"]
 CONTROLS: tuple[Control, ...] = ("true", "blank", "shuffled")
+#: forward modes that read frames otherwise than a model's own does
+OTHER_MODES = ("coarse_only", "autoregressive")
 GREY = np.uint8(128)
 QUESTIONS_PER_BATCH = 128
 #: of all frames of a batch: 334 of 224 px, whose keys and values take about 3 GB in a small tower
@@ -41,6 +44,8 @@ class Question:
     task: str
     #: what its accuracy counts for: its task, and the sample's `meta.group` if it names one
     groups: tuple[str, ...]
+    #: of its sample
+    kind: str
 
     @property
     def text(self) -> str:
@@ -61,7 +66,16 @@ def find_questions(samples: Sequence[LoadedSample]) -> list[Question]:
                 num_left_out += 1  # it speaks of one image, others belong to other turns
                 continue
             groups = tuple(dict.fromkeys((answer.task, *_group(loaded))))
-            questions.append(Question(index, (*system, asked), answer.content, answer.task, groups))
+            questions.append(
+                Question(
+                    sample=index,
+                    turns=(*system, asked),
+                    expected=answer.content,
+                    task=answer.task,
+                    groups=groups,
+                    kind=loaded.sample.kind,
+                )
+            )
     if num_left_out:
         log.warning("%d questions left out: others own some of their <image>s", num_left_out)
     return questions
@@ -110,8 +124,13 @@ def answer(
     samples: Sequence[LoadedSample],
     control: Control = "true",
     mode: str | None = None,
+    order: Order = "frames_first",
 ) -> list[str]:
-    """The model's greedy answer to each question, in order."""
+    """The model's greedy answer to each question, in order.
+
+    Args:
+        mode: Forward mode; None: the model's own.
+    """
     own = [samples[question.sample].frames for question in questions]
     answers = [""] * len(questions)
     for part in cut(own, QUESTIONS_PER_BATCH):
@@ -119,7 +138,7 @@ def answer(
         frames = [shown_frames(samples, question.sample, control) for question in asked]
         ids = generate(
             model,
-            prompt_batch(collator, asked, frames).to(model.device),
+            prompt_batch(collator, asked, frames, order).to(model.device),
             eos_token_id=collator.tokenizer.eos_token_id,
             max_new_tokens=_longest(collator, asked) + 4,  # room to be seen to ramble
             mode=mode,
@@ -138,12 +157,18 @@ def _longest(collator: Collator, questions: Sequence[Question]) -> int:
 
 
 def prompt_batch(
-    collator: Collator, questions: Sequence[Question], frames: Sequence[np.ndarray]
+    collator: Collator,
+    questions: Sequence[Question],
+    frames: Sequence[np.ndarray],
+    order: Order = "frames_first",
 ) -> Batch:
     """One row for each question, with the frames that it is about."""
     encoded = []
     for question, shown in zip(questions, frames, strict=True):
-        prompt = chat.encode_prompt(collator.tokenizer, question.turns, collator.image_token)
+        turns = question.turns
+        if order == "question_first":
+            turns = question_first(turns, question.kind, len(shown))
+        prompt = chat.encode_prompt(collator.tokenizer, turns, collator.image_token)
         encoded.append(
             chat.expand_frames(
                 prompt, len(shown), collator.tokens_per_frame, collator.image_token_id
@@ -172,13 +197,35 @@ def prior(questions: Sequence[Question]) -> dict[str, float]:
     return accuracy(questions, (best[question.task] for question in questions))
 
 
+class Judged(NamedTuple):
+    """Accuracies by group, and what was answered."""
+
+    #: of the model's own mode, by control
+    accuracy: dict[str, dict[str, float]]
+    #: about the true frames, by forward mode
+    accuracy_by_mode: dict[str, dict[str, float]]
+    #: to the true frames, in the model's own mode
+    answers: list[str]
+
+
 def judge_answers(
-    model: Any, collator: Collator, samples: Sequence[LoadedSample]
-) -> tuple[dict[str, dict[str, float]], list[Question], list[str]]:
-    """Accuracy by control and group, the questions, and the answers given to the true frames."""
-    questions = find_questions(samples)
+    model: Any,
+    collator: Collator,
+    samples: Sequence[LoadedSample],
+    questions: Sequence[Question],
+    order: Order = "frames_first",
+) -> Judged:
+    """Asks all questions in the model's own mode with each control, and in each other mode."""
+    own, others = model.modes[0], [mode for mode in OTHER_MODES if mode in model.modes]
     answers: dict[str, list[str]] = {
-        control: answer(model, collator, questions, samples, control) for control in CONTROLS
+        control: answer(model, collator, questions, samples, control, own, order)
+        for control in CONTROLS
     }
-    scores = {control: accuracy(questions, given) for control, given in answers.items()}
-    return scores, questions, answers["true"]
+    by_mode = {own: answers["true"]} | {
+        mode: answer(model, collator, questions, samples, "true", mode, order) for mode in others
+    }
+    return Judged(
+        {control: accuracy(questions, given) for control, given in answers.items()},
+        {mode: accuracy(questions, given) for mode, given in by_mode.items()},
+        answers["true"],
+    )

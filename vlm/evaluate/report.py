@@ -72,6 +72,20 @@ class _TaskScore:
     high: float | None
     controls: dict[str, float | None]
     gain: float | None
+    #: about the true frames, in forward modes that are not the model's own
+    modes: dict[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """What was found with the frames in one place of the text."""
+
+    #: empty: not said
+    order: str
+    scores: list[_TaskScore]
+    losses: dict[str, float | None]
+    loss_ratio: float | None
+    gap_frac: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,16 +103,13 @@ def write_report(path: Path, report: ReportData) -> None:
     """Writes the page; it stays below about 3 MB with a dozen clips of 16 frames."""
     environment = page.environment("vlm.evaluate")
     environment.filters |= {"number": _number_text, "percent": _percent_text}
-    scores = _scores(report.evaluation)
-    losses = report.evaluation.get("loss") or {}
+    found = report.evaluation
+    orders = {found.get("order") or "": found, **(found.get("other_orders") or {})}
     html = environment.get_template("report.html.j2").render(
         report=report,
-        scores=scores,
+        orders=[_judged(order, found, judged) for order, judged in orders.items()],
         controls=CONTROLS,
-        losses={name: number(value) for name, value in losses.items()},
-        loss_ratio=number(report.evaluation.get("loss_ratio")),
-        gap_frac=number(report.evaluation.get("autoregressive_gap_frac")),
-        num_samples=number(report.evaluation.get("num_samples")),
+        num_samples=number(found.get("num_samples")),
         charts=curves(report.metrics),
         clips=list(zip(report.clips, _strips(report.clips), strict=True)),
     )
@@ -113,10 +124,22 @@ def _percent_text(value: float | None) -> str:
     return "\N{EN DASH}" if value is None else f"{100 * value:.1f}%"
 
 
-def _scores(evaluation: Mapping[str, Any]) -> list[_TaskScore]:
-    accuracy = evaluation.get("accuracy") or {}
+def _judged(order: str, evaluation: Mapping[str, Any], judged: Mapping[str, Any]) -> _Judged:
+    losses = judged.get("loss") or {}
+    return _Judged(
+        order=order,
+        scores=_scores(evaluation, judged),
+        losses={name: number(value) for name, value in losses.items()},
+        loss_ratio=number(judged.get("loss_ratio")),
+        gap_frac=number(judged.get("autoregressive_gap_frac")),
+    )
+
+
+def _scores(evaluation: Mapping[str, Any], judged: Mapping[str, Any]) -> list[_TaskScore]:
+    accuracy = judged.get("accuracy") or {}
     by_mode = {mode: accuracy.get(mode) or {} for mode in ("true", "blank", "shuffled")}
     by_mode["prior"] = evaluation.get("prior") or {}
+    others = list((judged.get("accuracy_by_mode") or {}).items())[1:]  # the first is "true"
     num_answers = evaluation.get("num_answers") or {}
     scores = []
     for task in dict.fromkeys(task for values in by_mode.values() for task in values):
@@ -133,6 +156,7 @@ def _scores(evaluation: Mapping[str, Any]) -> list[_TaskScore]:
                 high=high,
                 controls=values,
                 gain=None if true is None or not known else true - max(known),
+                modes={mode: number((tasks or {}).get(task)) for mode, tasks in others},
             )
         )
     return scores

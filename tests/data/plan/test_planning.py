@@ -70,6 +70,34 @@ def test_a_policy_is_the_recipe() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "frac,orders,asked",
+    [
+        (0, [], ("frames_first",)),
+        (1, [], ("question_first",)),
+        (0.5, [], ("frames_first", "question_first")),
+        (0, ["question_first", "frames_first"], ("question_first", "frames_first")),
+        (1, ["frames_first", "frames_first"], ("frames_first",)),
+    ],
+)
+def test_held_out_samples_are_asked_in_the_first_of_the_orders(
+    found: Catalog, frac: float, orders: list[str], asked: tuple[str, ...]
+) -> None:
+    manifest_path = found.sources[0].manifest.path
+    recipe = make_recipe(
+        train=str(manifest_path),
+        eval=str(manifest_path),
+        question_first_frac=frac,
+        eval_orders=orders,
+    )
+    assert recipe.data.orders == asked
+    _, trained = planning.open_plan(recipe)
+    _, held_out = planning.open_plan(recipe, training=False)
+    assert trained.policy.question_first_frac == frac
+    drawn = {held_out.question_first(row, 0) for row in range(50)}
+    assert drawn == {asked[0] == "question_first"}
+
+
 def test_frames_cost_the_tokens_of_their_connector(found: Catalog) -> None:
     lengths = {}
     for per_frame, family, connector in (

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vlm.batch import Batch, build_batch
 from vlm.config import AugmentConfig
-from vlm.data.format.schema import MARK, Sample
+from vlm.data.format.schema import MARK, Sample, Turn
 from vlm.data.load.augment import augment
 from vlm.data.load.reader import LoadedSample
 from vlm.data.plan import plan
@@ -40,9 +40,9 @@ class Collator:
     def image_token_id(self) -> int:
         return self.tokenizer.convert_tokens_to_ids(self.image_token)
 
-    def encode(self, loaded: LoadedSample) -> chat.Encoded:
+    def encode(self, loaded: LoadedSample, question_first: bool = False) -> chat.Encoded:
         """``encode_sample`` of one that is read."""
-        return self.encode_sample(loaded.sample, len(loaded.frames))
+        return self.encode_sample(loaded.sample, len(loaded.frames), question_first=question_first)
 
     def encode_sample(
         self, sample: Sample, num_frames: int, repeats: int = 1, question_first: bool = False
@@ -69,7 +69,7 @@ class Collator:
         self, sample: Sample, num_frames: int, repeats: int = 1, question_first: bool = False
     ) -> list[chat.Encoded]:
         """``encode_sample`` of each of a sample's ``branches``; all show all its frames."""
-        if question_first and num_frames:
+        if question_first:
             sample = _question_first(sample, num_frames)
         if self.loss_on != "preference":
             found = [encode_sample(self.tokenizer, sample, self.image_token, self.loss_on)]
@@ -134,14 +134,25 @@ class Collator:
 
 def _question_first(sample: Sample, num_frames: int) -> Sample:
     """The sample with its frames behind its first question, if it is text without marks."""
-    turns = sample.conversation()
-    if sample.form not in ("turns", "caption") or any(MARK.search(t.content) for t in turns):
+    if sample.form not in ("turns", "caption"):
         return sample
+    turns = question_first(sample.conversation(), sample.kind, num_frames)
+    return sample.model_copy(update={"turns": turns, "caption": None})
+
+
+def question_first(turns: Sequence[Turn], kind: str, num_frames: int) -> tuple[Turn, ...]:
+    """The turns with a place for the frames behind the first question, if they have none yet.
+
+    Args:
+        kind: Of the sample, video or image.
+    """
+    if num_frames == 0 or any(MARK.search(turn.content) for turn in turns):
+        return tuple(turns)
     first = next(i for i, turn in enumerate(turns) if turn.role == "user")
     # no space before it: the text must keep the number of tokens that the plan counted
-    mark = "<video>" if sample.kind == "video" else "<image>" * num_frames
-    turns[first] = turns[first].model_copy(update={"content": turns[first].content + mark})
-    return sample.model_copy(update={"turns": tuple(turns), "caption": None})
+    mark = "<video>" if kind == "video" else "<image>" * num_frames
+    marked = turns[first].model_copy(update={"content": turns[first].content + mark})
+    return (*turns[:first], marked, *turns[first + 1 :])
 
 
 def frame_size(catalog: Catalog) -> tuple[int, int]:

@@ -45,7 +45,7 @@ def _held_out(data: DataConfig) -> DataConfig:
         "train": (data.eval,),
         "text_frac": 0.0,
         "weights_at": {},
-        "question_first_frac": 0.0,
+        "question_first_frac": float(data.orders[0] == "question_first"),
     }
     return data.model_copy(update=changes)
 
