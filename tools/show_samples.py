@@ -62,6 +62,7 @@ def _model(args: argparse.Namespace) -> Model:
         image_token=recipe.model.image_token,
         tokens_per_frame=recipe.model.connector.tokens_per_frame,
         loss_on="all" if recipe.data.loss_on == "all" else "answers",
+        max_text_tokens=recipe.data.max_text_tokens,
         size=args.size,
     )
 

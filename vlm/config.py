@@ -155,6 +155,8 @@ class DataConfig(Strict):
     #: `answers` learns assistant turns, `all` every text token, `preference` which of a pair of
     #: answers is better (DPO)
     loss_on: Literal["answers", "all", "preference"] = "answers"
+    #: longer texts are cut here, behind which an answer ends; images are never cut. None: whole
+    max_text_tokens: int | None = Field(None, gt=1)
     augment: AugmentConfig = AugmentConfig()
     #: JPEG decoding threads of each rank
     decode_threads: int = Field(2, gt=0)

@@ -2,6 +2,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from tests.data.text.test_templates import base_tokenizer
 from tests.tools.run_tool import error_line, run_tool
 from vlm.data.text import chat
 from vlm.data.text.tokenizer import train_tokenizer
@@ -28,7 +29,7 @@ def test_tokens_that_are_there_are_named_and_others_added(tmp_path: Path) -> Non
         arguments = ("--output", output, "--image-token", image, "--pad-token", pad)
         result = run_tool("prepare_tokenizer", source, *arguments)
         assert result.returncode == 0, result.stderr
-        assert result.stdout == f"{output}: {num_added} tokens added\n"
+        assert result.stdout.startswith(f"{output}: {num_added} tokens added\n")
         found = chat.load_tokenizer(output, image)
         assert (len(found), found.pad_token) == (size + num_added, pad)
         assert found.convert_tokens_to_ids("<|end|>") == found.eos_token_id
@@ -45,3 +46,14 @@ def test_an_end_of_turn_is_no_padding(tmp_path: Path) -> None:
     assert "no such folder" in error_line(
         run_tool("prepare_tokenizer", "nowhere", "--output", tmp_path / "out")
     )
+
+
+def test_a_base_tokenizer_gets_a_template(tmp_path: Path) -> None:
+    base, output = base_tokenizer(tmp_path / "base", "llama3"), tmp_path / "out"
+    missing = run_tool("prepare_tokenizer", base, "--output", output)
+    assert "no chat template of its own" in error_line(missing)
+    result = run_tool("prepare_tokenizer", base, "--output", output, "--template", "llama3")
+    assert result.returncode == 0, result.stderr
+    assert "image token <|reserved_special_token_0|>" in result.stdout
+    assert "answers end with <|eot_id|>" in result.stdout
+    chat.load_tokenizer(output, "<|reserved_special_token_0|>")

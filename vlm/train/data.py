@@ -54,6 +54,7 @@ def open_source(
         loss_on=recipe.data.loss_on,
         augment=recipe.data.augment if training else AugmentConfig(),
         seed=recipe.seed,
+        max_text_tokens=recipe.data.max_text_tokens,
     )
     return DataSource(catalog, plan, collator)
 

@@ -248,6 +248,7 @@ def test_plan_id_covers_everything() -> None:
         "weight_by": "frames",
         "weights_at": ((2, (1.0,)),),
         "question_first_frac": 0.5,
+        "max_text_tokens": 30,
     }
     assert set(changes) == {field.name for field in dataclasses.fields(policy)}
     ids = [Plan(ROWS, policy, ["one"]).plan_id, Plan(ROWS, policy, ["two"]).plan_id]

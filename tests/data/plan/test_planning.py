@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from vlm.data.plan import catalog, planning
 from vlm.data.plan.catalog import Catalog
 from vlm.data.plan.plan import Plan, step_hash
 from vlm.data.plan.policy import SourcePolicy
-from vlm.errors import ConfigError
+from vlm.errors import ConfigError, DataError
 
 
 def make_recipe(**data: Any) -> config.Recipe:
@@ -67,6 +68,7 @@ def test_a_policy_is_the_recipe() -> None:
         "weight_by": "samples",
         "weights_at": (),
         "question_first_frac": 0.0,
+        "max_text_tokens": None,
     }
 
 
@@ -147,6 +149,24 @@ def test_world_size_changes_ranks_and_nothing_else(found: Catalog, batching: str
             assert one["steps"] == shown[1]["steps"]
             assert one["balance"] >= 1
     assert shown[1]["balance"] == 1
+
+
+def test_a_cut_text_is_planned_as_it_will_be(found: Catalog) -> None:
+    rows = planning.rows_from_catalog(found, "answers", 6)
+    assert rows.num_tokens.tolist() == [min(6, n) for n in found.num_tokens.tolist()]
+
+
+def test_samples_that_teach_nothing_are_an_error_before_anything_starts(
+    found: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a manifest of another tool may say."""
+    counts = found.num_answer_tokens.copy()
+    counts[[7, 9]] = 0
+    silent = dataclasses.replace(found, num_answer_tokens=counts)
+    monkeypatch.setattr(catalog, "load", lambda sources: silent)
+    with pytest.raises(DataError, match=r"2 of 72 samples have no learned token .*the first: .*7"):
+        planning.open_plan(make_recipe(micro_batches=1))
+    planning.open_plan(make_recipe(micro_batches=1, loss_on="all"))
 
 
 def test_a_step_is_described_as_it_is(found: Catalog) -> None:

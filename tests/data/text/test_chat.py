@@ -193,3 +193,48 @@ def test_unusable_tokenizers_are_named(tokenizer_path: Path, tmp_path: Path) -> 
     tokenizer.save_pretrained(tmp_path / "template")
     with pytest.raises(ConfigError, match="no chat template"):
         chat.load_tokenizer(tmp_path / "template", IMAGE_TOKEN)
+
+
+def test_a_long_answer_is_cut_and_still_ends(tokenizer: PreTrainedTokenizerFast) -> None:
+    whole = chat.encode(tokenizer, turns("<image> What?", "red green blue red"), IMAGE_TOKEN)
+    image = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    size = len(whole.input_ids) - 1  # without the image
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    for most in range(size, size + 3):
+        assert chat.truncate(tokenizer, whole, most, IMAGE_TOKEN) == whole
+    assert chat.truncate(tokenizer, whole, None, IMAGE_TOKEN) == whole
+    first = next(i for i, label in enumerate(whole.labels) if label != -100)
+    for most in range(first + 1, size):  # one token of the answer, its end, the image apart
+        cut = chat.truncate(tokenizer, whole, most, IMAGE_TOKEN)
+        assert len(cut.input_ids) - cut.input_ids.count(image) == most
+        assert cut.input_ids[:most] == whole.input_ids[:most]
+        assert cut.input_ids[-1] == cut.labels[-1] == end and cut.labels.count(end) == 1
+        assert cut.labels[first:-1] == whole.labels[first:most] and cut.mark == "image"
+
+
+def test_a_cut_never_takes_an_image_or_the_whole_answer(tokenizer: PreTrainedTokenizerFast) -> None:
+    late = turns("What?", "red", "<image> And this?", "green")
+    encoded = chat.encode(tokenizer, late, IMAGE_TOKEN)
+    with pytest.raises(SampleError, match="an image stands behind the first 6 text tokens"):
+        chat.truncate(tokenizer, encoded, 6, IMAGE_TOKEN)
+    encoded = chat.encode(tokenizer, turns("What colour is it?", "red"), IMAGE_TOKEN)
+    first = next(i for i, label in enumerate(encoded.labels) if label != -100)
+    for most in (2, first, first + 1):
+        with pytest.raises(SampleError, match=f"no answer begins in the first {most} text tokens"):
+            chat.truncate(tokenizer, encoded, most, IMAGE_TOKEN)
+
+
+def test_a_cut_between_turns_keeps_what_was_answered(tokenizer: PreTrainedTokenizerFast) -> None:
+    encoded = chat.encode(tokenizer, turns("What?", "red", "And now?", "green"), IMAGE_TOKEN)
+    alone = chat.encode(tokenizer, turns("What?", "red"), IMAGE_TOKEN)
+    cut = chat.truncate(tokenizer, encoded, len(alone.input_ids) + 1, IMAGE_TOKEN)
+    assert learned(tokenizer, cut) == ["red<|end|>"]
+
+
+def test_an_answer_stops_at_its_turn_and_at_the_end_of_text(tokenizer_path: Path) -> None:
+    tokenizer = chat.load_tokenizer(tokenizer_path, IMAGE_TOKEN)
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert chat.stop_ids(tokenizer, IMAGE_TOKEN) == (end,)
+    other = chat.load_tokenizer(tokenizer_path, IMAGE_TOKEN)
+    other.eos_token = "<|system|>"
+    assert chat.stop_ids(other, IMAGE_TOKEN) == (end, other.eos_token_id)

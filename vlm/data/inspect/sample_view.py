@@ -33,6 +33,7 @@ class Model:
     loss_on: Literal["answers", "all"] = "answers"
     #: side of the square that frames are brought to; None leaves images as they are
     size: int | None = None
+    max_text_tokens: int | None = None
 
 
 class Span(NamedTuple):
@@ -155,7 +156,10 @@ def _decode(content: Content, size: int | None, where: str) -> np.ndarray:
 def _encode(content: Content, num_frames: int, model: Model) -> list[Branch]:
     tokenizer = model.tokenizer
     image_id = tokenizer.convert_tokens_to_ids(model.image_token)
-    found = encode_branches(tokenizer, content.sample, model.image_token, model.loss_on)
+    found = [
+        chat.truncate(tokenizer, encoded, model.max_text_tokens, model.image_token)
+        for encoded in encode_branches(tokenizer, content.sample, model.image_token, model.loss_on)
+    ]
     names = ("chosen", "rejected") if len(found) == 2 else ("",)
     return [
         Branch(name, _spans(tokenizer, expanded, image_id))

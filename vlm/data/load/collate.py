@@ -35,6 +35,8 @@ class Collator:
     loss_on: Literal["answers", "all", "preference"]
     augment: AugmentConfig
     seed: int
+    #: where texts are cut; None: nowhere
+    max_text_tokens: int | None = None
 
     @functools.cached_property
     def image_token_id(self) -> int:
@@ -77,6 +79,10 @@ class Collator:
             found = encode_branches(self.tokenizer, sample, self.image_token)
         else:
             raise SampleError("one conversation, expected a preference pair; leave its source out")
+        found = [
+            chat.truncate(self.tokenizer, one, self.max_text_tokens, self.image_token)
+            for one in found
+        ]
         per_frame = repeats * self.tokens_per_frame
         return [
             chat.expand_frames(one, num_frames, per_frame, self.image_token_id) for one in found

@@ -17,7 +17,7 @@ from vlm.data.plan.plan import MicroBatch, Plan, Step, assign, step_hash, summar
 from vlm.data.plan.policy import KINDS, Policy, Rows, SourcePolicy
 from vlm.data.plan.position import Position
 from vlm.data.storage import remote
-from vlm.errors import ConfigError
+from vlm.errors import ConfigError, DataError
 
 
 def open_plan(recipe: Recipe, *, training: bool = True, once: bool = False) -> tuple[Catalog, Plan]:
@@ -27,7 +27,8 @@ def open_plan(recipe: Recipe, *, training: bool = True, once: bool = False) -> t
         once: every sample with frames comes once an epoch, whatever the mixture.
 
     Raises:
-        DataError: a manifest is missing or damaged, or its samples fit no plan.
+        DataError: a manifest is missing or damaged, a sample has no token that is learned, or
+            the samples fit no plan.
         ConfigError: the recipe asks for what its samples cannot give.
     """
     data = recipe.data if training else _held_out(recipe.data)
@@ -36,7 +37,19 @@ def open_plan(recipe: Recipe, *, training: bool = True, once: bool = False) -> t
     opened = catalog.load([(one.name, one.manifest, one.image_frames) for one in data.train])
     policy = policy_from_recipe(recipe.model_copy(update={"data": data}))
     fingerprints = [source.manifest.fingerprint for source in opened.sources]
-    return opened, Plan(rows_from_catalog(opened, data.loss_on), policy, fingerprints)
+    rows = rows_from_catalog(opened, data.loss_on, data.max_text_tokens)
+    _check_learned(rows, opened, data.loss_on)
+    return opened, Plan(rows, policy, fingerprints)
+
+
+def _check_learned(rows: Rows, catalog: Catalog, loss_on: str) -> None:
+    silent = np.flatnonzero(rows.num_loss_tokens == 0)
+    if len(silent):
+        raise DataError(
+            f"{len(silent)} of {len(rows)} samples have no learned token (data.loss_on is "
+            f"{loss_on}), the first: {catalog.where(int(silent[0]))}; a batch of them teaches "
+            "nothing: look at them with tools/show_samples.py, and mend or remove them"
+        )
 
 
 def _held_out(data: DataConfig) -> DataConfig:
@@ -72,6 +85,7 @@ def policy_from_recipe(recipe: Recipe) -> Policy:
         weight_by=data.weight_by,
         weights_at=tuple(_weights_at(data)),
         question_first_frac=data.question_first_frac,
+        max_text_tokens=data.max_text_tokens,
     )
 
 
@@ -83,13 +97,19 @@ def _weights_at(data: DataConfig) -> Iterator[tuple[int, tuple[float, ...]]]:
         yield step, tuple(now.values())
 
 
-def rows_from_catalog(catalog: Catalog, loss_on: Literal["answers", "all", "preference"]) -> Rows:
-    answers_only = loss_on != "all"
+def rows_from_catalog(
+    catalog: Catalog,
+    loss_on: Literal["answers", "all", "preference"],
+    max_text_tokens: int | None = None,
+) -> Rows:
+    answers_only, num_tokens = loss_on != "all", catalog.num_tokens
     branches = 2 if loss_on == "preference" else 1
+    if max_text_tokens is not None:
+        num_tokens = np.minimum(num_tokens, branches * max_text_tokens)
     frames = _frames_shown(catalog)
     return Rows(
         num_frames=frames if branches == 1 else frames.astype(np.uint32) * branches,
-        num_tokens=catalog.num_tokens,
+        num_tokens=num_tokens,
         kind=catalog.kind,
         shard=catalog.shard,
         num_loss_tokens=catalog.num_answer_tokens if answers_only else catalog.num_tokens,

@@ -60,6 +60,8 @@ class Policy:
     weights_at: tuple[tuple[int, tuple[float, ...]], ...] = ()
     #: share of samples whose question stands before their frames
     question_first_frac: float = 0.0
+    #: where texts are cut
+    max_text_tokens: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

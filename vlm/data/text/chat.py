@@ -129,6 +129,49 @@ def encode_prompt(
     return Encoded(ids, [IGNORE_INDEX] * len(ids), mark)
 
 
+@functools.lru_cache(maxsize=8)
+def stop_ids(tokenizer: PreTrainedTokenizerFast, image_token: str) -> tuple[int, ...]:
+    """What ends an answer: the template's end of turn, first, and the tokenizer's end of text."""
+    turns = [Turn(role="user", content="a"), Turn(role="assistant", content="b")]
+    labels = encode(tokenizer, turns, image_token).labels
+    end = next(label for label in reversed(labels) if label != IGNORE_INDEX)
+    others = () if tokenizer.eos_token_id in (None, end) else (tokenizer.eos_token_id,)
+    return (end, *others)
+
+
+def truncate(
+    tokenizer: PreTrainedTokenizerFast, encoded: Encoded, max_tokens: int | None, image_token: str
+) -> Encoded:
+    """Cuts a text behind its first ``max_tokens`` tokens; image tokens do not count.
+
+    An answer that is cut ends there, by its end of turn, so that the end is learned all the same.
+
+    Raises:
+        SampleError: an image would be cut away, or nothing would be left to learn.
+    """
+    if max_tokens is None:
+        return encoded
+    image_id = tokenizer.convert_tokens_to_ids(image_token)
+    text = [i for i, token in enumerate(encoded.input_ids) if token != image_id]
+    if len(text) <= max_tokens:
+        return encoded
+    cut = text[max_tokens - 1] + 1
+    if image_id in encoded.input_ids[cut:]:
+        raise SampleError(
+            f"an image stands behind the first {max_tokens} text tokens (data.max_text_tokens), "
+            "where the text is cut; raise it, or move the image to the front"
+        )
+    ids, labels = encoded.input_ids[:cut], encoded.labels[:cut]
+    if labels[-1] != IGNORE_INDEX:
+        ids[-1] = labels[-1] = stop_ids(tokenizer, image_token)[0]
+    if all(label == IGNORE_INDEX for label in labels[:-1]):
+        raise SampleError(
+            f"no answer begins in the first {max_tokens} text tokens (data.max_text_tokens), where "
+            "the text is cut; raise it, or shorten the question"
+        )
+    return Encoded(ids, labels, encoded.mark)
+
+
 def expand_frames(
     encoded: Encoded, num_frames: int, tokens_per_frame: int, image_token_id: int
 ) -> Encoded:
@@ -158,7 +201,11 @@ def expand_frames(
 
 
 def read_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
-    """One that is fast, whether conversations can be encoded with it or not."""
+    """One that is fast, whether conversations can be encoded with it or not.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if not Path(path).is_dir() and not _HUB_ID.fullmatch(str(path)):
         raise ConfigError(f"tokenizer {path}: no such folder; expected one with tokenizer.json")
     try:

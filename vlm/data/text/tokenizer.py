@@ -1,18 +1,15 @@
-"""Tokenizers for training: a pretrained one with what conversations with frames need, or a new one.
+"""Trains a small tokenizer from a data set's own text, for quickstarts and tests.
 
-``prepare_tokenizer`` names the image token and a padding token of a pretrained language model's.
-``train_tokenizer`` makes a small one from a data set's own text, for quickstarts and tests: a
-byte-level BPE whose turns cost two tokens each, role and end. Not here: encoding
-(``vlm.data.text.chat``).
+A byte-level BPE whose turns cost two tokens each, role and end, saved so that ``AutoTokenizer``
+loads it. Not here: those of pretrained language models (``vlm.data.text.templates``).
 """
 
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from vlm.data.text import chat
 from vlm.errors import ConfigError
 
 PAD, END = "<|pad|>", "<|end|>"
@@ -56,31 +53,3 @@ def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int, image_tok
     fast.chat_template = CHAT_TEMPLATE
     path.mkdir(parents=True, exist_ok=True)
     fast.save_pretrained(path)
-
-
-def prepare_tokenizer(source: str | Path, path: Path, image_token: str, pad_token: str) -> int:
-    """Saves a tokenizer as ``chat.load_tokenizer`` wants it to the folder ``path``.
-
-    Both tokens may be special tokens that it has and text never holds; others are added, and the
-    language model gets a row for each.
-
-    Returns:
-        How many were added.
-
-    Raises:
-        ConfigError: no such tokenizer, one without a chat template, or the tokens do not differ.
-    """
-    tokenizer = chat.read_tokenizer(source)
-    if len({image_token, pad_token, tokenizer.eos_token}) < 3:
-        raise ConfigError(
-            f"image token {image_token!r}, padding token {pad_token!r} and end of turn "
-            f"{tokenizer.eos_token!r}: expected three different tokens"
-        )
-    before = len(tokenizer)
-    tokenizer.add_special_tokens({"pad_token": pad_token})
-    if image_token not in chat.special_tokens(tokenizer):
-        tokenizer.add_tokens([AddedToken(image_token, special=True)], special_tokens=True)
-    path.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(path)
-    chat.load_tokenizer(path, image_token)
-    return len(tokenizer) - before
