@@ -152,8 +152,7 @@ class DataConfig(Strict):
     eval_orders: tuple[Order, ...] = ()
     #: samples planned at a time
     window: int = Field(262_144, gt=0)
-    #: `answers` learns assistant turns, `all` every text token, `preference` which of a pair of
-    #: answers is better (DPO)
+    #: `answers` learns assistant turns, `all` every text token, `preference` pairs (DPO)
     loss_on: Literal["answers", "all", "preference"] = "answers"
     #: longer texts are cut here, behind which an answer ends; images are never cut. None: whole
     max_text_tokens: int | None = Field(None, gt=1)

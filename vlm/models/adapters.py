@@ -107,7 +107,7 @@ def is_packed_copy(parameter: Any, given: Tensor) -> bool:
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Params4bit
 
-    again = Params4bit(given, requires_grad=False, compress_statistics=True, quant_type="nf4")
+    again: Any = Params4bit(given, requires_grad=False, compress_statistics=True, quant_type="nf4")
     again = again.to(parameter.device)
     one, other = (dequantize_4bit(p.data, p.quant_state) for p in (parameter, again))
     return torch.equal(one.float(), other.float())
