@@ -26,7 +26,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench.loader_data import Data, make
+from bench.loader_data import Data, ready
 from bench.loader_rivals import CONTESTANTS
 from bench.loader_run import Run
 
@@ -41,10 +41,8 @@ def missing(package: str) -> str:
     return ""
 
 
-def prepare(data: Data, num_shards: int, samples_per_shard: int) -> dict[str, str]:
-    """Makes what is not there yet; says who cannot take part, and why."""
-    if not data.tars:
-        make(data.folder, num_shards, samples_per_shard)
+def prepare(data: Data) -> dict[str, str]:
+    """Brings the data into every form; says who cannot take part, and why."""
     absent = {}
     for name, contestant in CONTESTANTS.items():
         done = data.folder / f".{name}"
@@ -124,8 +122,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--samples-per-shard", type=int, default=128)
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     args = parser.parse_args(argv)
-    data = Data(args.data)
-    absent = prepare(data, args.shards, args.samples_per_shard)
+    data = ready(args.data, args.shards, args.samples_per_shard)
+    absent = prepare(data)
     names = [name for name in CONTESTANTS if name in {"ceiling", *args.only} - set(absent)]
     for cores in args.cores:
         rounds = []

@@ -53,6 +53,12 @@ def read_tar(path: Path) -> Iterator[tuple[bytes, list[bytes]]]:
             yield words, [bodies[name] for name in sorted(bodies) if name.endswith("jpg")]
 
 
+def ready(folder: Path, num_shards: int = 8, samples_per_shard: int = 128) -> Data:
+    """The data of a folder, made if it is not there."""
+    data = Data(folder)
+    return data if data.tars else make(folder, num_shards, samples_per_shard)
+
+
 def make(folder: Path, num_shards: int, samples_per_shard: int) -> Data:
     """Clips of 1 to 32 frames: noise whose spectrum falls as that of photographs does."""
     data, rng = Data(folder), np.random.default_rng(0)

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from tests.data import helpers
 from tests.data.clips import indices, write_clip
-from vlm.data.format import decode, frames
+from vlm.data.format import decode, frames, jpeg
 from vlm.data.format.decode import DEFAULT_SAMPLING, Sampling, decode_frames, measure
 from vlm.data.format.layout import Content
 from vlm.errors import DataError, SampleError
@@ -118,6 +118,12 @@ def test_others_are_scaled_and_cropped(
     assert measure(content, 24, DEFAULT_SAMPLING, "here") == (1, 24, 24)
     found = run(content, (1, 24, 24))
     assert np.abs(found[0].astype(int) - by_pillow(body, 24)).max() <= 1
+
+
+def test_a_header_that_the_decoder_reads_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jpeg, "plain_shape", lambda _: (16, 16))
+    with pytest.raises(SampleError, match="here, member a.000.jpg: a damaged JPEG: two headers"):
+        run(images(encoded(picture(8, 16))), (1, 16, 16))
 
 
 def test_what_is_transparent_becomes_white() -> None:

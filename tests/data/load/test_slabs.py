@@ -40,6 +40,18 @@ def test_a_larger_one_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slabs.take((5 << 20,)).numel() == 5 << 20
 
 
+def test_soon_none_is_new() -> None:
+    """Sizes as they come: once the largest was asked for, what was given out comes back."""
+    slabs = Slabs(pinned=False)
+    sizes = [(9 << 20) - 1, 1 << 20, 5 << 20, 9 << 20, 3 << 20] * 4
+    places = []
+    for size in sizes:
+        slab = slabs.take((size,))
+        places.append(slab.data_ptr())
+        del slab
+    assert len(set(places[3:])) == 1
+
+
 @pytest.mark.gpu
 def test_pinned_memory() -> None:
     assert Slabs(pinned=True).take((3, 4)).is_pinned()

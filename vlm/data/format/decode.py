@@ -10,13 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image
+from PIL import Image
 
+from vlm.data.format import jpeg
 from vlm.data.format.frames import check_pixels, count_frames, extract_frames
 from vlm.data.format.image import load_image
 from vlm.data.format.layout import Content
 from vlm.data.format.schema import MAX_FRAMES
 from vlm.errors import DataError, SampleError
+
+_JPEG = (".jpg", ".jpeg")
 
 
 class Sampling(NamedTuple):
@@ -63,9 +66,9 @@ def measure(content: Content, size: int | None, sampling: Sampling, where: str) 
     shapes = set()
     for name, image in content.images.items():
         member = f"{where}, member {name}"
-        shape, is_plain_jpeg = _header(name, image, member)
+        shape = image_shape(name, image, member)
         shapes.add(shape if size is None else (size, size))
-        if size is None and not is_plain_jpeg:
+        if size is None and not (name.endswith(_JPEG) and jpeg.plain_shape(image) == shape):
             _check_square(shape, "an image that is no RGB or gray JPEG", member)
     if len(shapes) > 1:
         raise SampleError(
@@ -112,7 +115,19 @@ def image_shape(name: str, image: memoryview | bytes, where: str) -> tuple[int, 
         SampleError: not the image its name says, or one so large that decoding it would be an
             attack.
     """
-    return _header(name, image, where)[0]
+    try:
+        if name.endswith(_JPEG):
+            height, width, _, _ = simplejpeg.decode_jpeg_header(image)
+        else:
+            with Image.open(io.BytesIO(image), formats=("PNG", "WEBP")) as picture:
+                width, height = picture.size
+        check_pixels(width, height)
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        kind = "JPEG" if name.endswith(_JPEG) else "PNG or WebP"
+        raise SampleError(f"{where}: not a {kind}: {error}") from None
+    except SampleError as error:
+        raise SampleError(f"{where}: {error}") from None
+    return height, width
 
 
 def decode_image(name: str, image: memoryview | bytes, out: np.ndarray, where: str) -> None:
@@ -126,51 +141,21 @@ def decode_image(name: str, image: memoryview | bytes, out: np.ndarray, where: s
         SampleError: what ``image_shape`` refuses, a damaged image, or H x W that is not square
             where the image must be scaled to it.
     """
-    shape, is_plain_jpeg = _header(name, image, where)
-    if not is_plain_jpeg or shape != out.shape[:2]:
-        _check_square(out.shape[:2], f"{shape[0]} x {shape[1]} pixels", where)
+    if name.endswith(_JPEG) and jpeg.plain_shape(image) == out.shape[:2]:
         try:
-            out[...] = load_image(io.BytesIO(image), out.shape[0])
-        except SampleError as error:
-            raise SampleError(f"{where}: {error}") from None
+            # strict: a damaged file is an error, not a grey area at the bottom of the picture
+            found = simplejpeg.decode_jpeg(image, colorspace="RGB", strict=True, buffer=out)
+        except ValueError as error:
+            raise SampleError(f"{where}: a damaged JPEG: {error}") from None
+        if found.shape != out.shape:
+            raise SampleError(f"{where}: a damaged JPEG: two headers, of different sizes")
         return
+    height, width = image_shape(name, image, where)
+    _check_square(out.shape[:2], f"{height} x {width} pixels", where)
     try:
-        # strict: a damaged file is an error, not a grey area at the bottom of the picture
-        simplejpeg.decode_jpeg(image, colorspace="RGB", strict=True, buffer=out)
-    except ValueError as error:
-        raise SampleError(f"{where}: a damaged JPEG: {error}") from None
-
-
-def _header(name: str, image: memoryview | bytes, where: str) -> tuple[tuple[int, int], bool]:
-    """(height, width), and whether simplejpeg can make RGB of it as it lies; pixels are bounded."""
-    is_plain_jpeg = False
-    try:
-        if name.endswith((".jpg", ".jpeg")):
-            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(image)
-            check_pixels(width, height)
-            is_plain_jpeg = colorspace in ("Gray", "RGB", "YCbCr") and not _is_turned(image)
-        else:
-            with Image.open(io.BytesIO(image), formats=("PNG", "WEBP")) as picture:
-                width, height = picture.size
-            check_pixels(width, height)
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        kind = "JPEG" if name.endswith((".jpg", ".jpeg")) else "PNG or WebP"
-        raise SampleError(f"{where}: not a {kind}: {error}") from None
+        out[...] = load_image(io.BytesIO(image), out.shape[0])
     except SampleError as error:
         raise SampleError(f"{where}: {error}") from None
-    return (height, width), is_plain_jpeg
-
-
-def _is_turned(jpeg: memoryview | bytes) -> bool:
-    """Whether EXIF says that a JPEG is shown otherwise than its pixels lie. Ours have none."""
-    start = 2  # behind the marker that begins every JPEG
-    # segments APP0 to APP15, which stand before its tables
-    while start + 10 <= len(jpeg) and jpeg[start] == 0xFF and jpeg[start + 1] >> 4 == 0xE:
-        if bytes(jpeg[start + 4 : start + 10]) == b"Exif\0\0":
-            with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as picture:
-                return picture.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
-        start += 2 + (jpeg[start + 2] << 8 | jpeg[start + 3])
-    return False
 
 
 def _check_count(found: int, expected: int, where: str) -> None:

@@ -29,7 +29,7 @@ EXTENSIONS = (*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS, *WORD_EXTENSIONS, LATENTS)
 
 _IMAGE = "|".join(IMAGE_EXTENSIONS)
 _UNDERSCORED = re.compile(rf"(.+)_(\d{{3}}\.(?:{_IMAGE}))")
-_NUMBERED = re.compile(rf"(\d{{3}})\.(?:{_IMAGE})")
+_NUMBERS = [f"{i:03d}." for i in range(MAX_FRAMES)]
 
 
 class Content(NamedTuple):
@@ -48,10 +48,9 @@ def split_names(names: Collection[str]) -> dict[str, tuple[str, str]]:
     A key ends at the first dot, as everywhere in WebDataset, but for ``KEY_000.jpg``: it is a frame
     of KEY if there is a KEY.json or KEY.txt among ``names``, and no such member of its own.
     """
-    split: dict[str, tuple[str, str]] = {}
-    for name in names:
-        key, _, suffix = name.partition(".")
-        split[name] = (key, suffix)
+    split = {name: (key, suffix) for name in names for key, _, suffix in [name.partition(".")]}
+    if "_" not in "".join(names):
+        return split
     worded = {key for key, suffix in split.values() if suffix in WORD_EXTENSIONS}
     for name in names:
         found = _UNDERSCORED.fullmatch(name) if "_" in name else None
@@ -105,9 +104,8 @@ def image_order(suffixes: Collection[str], where: str) -> list[str]:
         raise SampleError(f"{where}: {len(images)} images, at most {MAX_FRAMES} are read")
     if len(images) == 1 and images[0] in IMAGE_EXTENSIONS:
         return images
-    for index, suffix in enumerate(images):
-        number = _NUMBERED.fullmatch(suffix)
-        if number is None or int(number[1]) != index:
+    for index, (suffix, number) in enumerate(zip(images, _NUMBERS, strict=False)):
+        if suffix[:4] != number or suffix[4:] not in IMAGE_EXTENSIONS:
             raise SampleError(
                 f"{where}: found image {suffix!r} where number {index:03d} was expected; frames "
                 "are KEY.000.jpg, KEY.001.jpg and on without a gap, or one KEY.jpg"

@@ -30,7 +30,8 @@ _CHUNK_BYTES = 1 << 20
 JPEG_QUALITY = 95
 
 _FRAME = rf"\d+\.(?:{'|'.join(IMAGE_EXTENSIONS)})"
-_NAME = re.compile(rf"[^./\\]+\.(?:{'|'.join(map(re.escape, EXTENSIONS))}|{_FRAME})")
+# frames first: there are more of them than of all others
+_NAME = re.compile(rf"[^./\\]+\.(?:{_FRAME}|{'|'.join(map(re.escape, EXTENSIONS))})")
 
 
 class SampleRange(NamedTuple):
@@ -159,19 +160,21 @@ def read_members(buffer: bytes | memoryview, where: str) -> dict[str, memoryview
     view = memoryview(buffer)
     found: dict[str, memoryview] = {}
     try:
-        members = list(
-            tar.walk(lambda at, size: view[at : at + size], len(view), where, whole=False)
-        )
+        for member in tar.walk(lambda at, size: view[at : at + size], len(view), where, False):
+            if fault := member_fault(member):
+                raise SampleError(f"{where}: {fault}")
+            name, _, start, size, _ = member
+            if name in found:
+                raise SampleError(f"{where}: a second member {name!r}")
+            found[name] = view[start : start + size]
+    except SampleError:
+        raise
     except DataError as error:
         raise SampleError(str(error)) from None
-    for member in members:
-        if fault := member_fault(member):
-            raise SampleError(f"{where}: {fault}")
-        if member.name in found:
-            raise SampleError(f"{where}: a second member {member.name!r}")
-        found[member.name] = view[member.offset : member.offset + member.size]
-    if len({key for key, _ in split_names(found).values()}) != 1:
-        raise SampleError(f"{where}: members {list(found)[:4]} are not of one key")
+    if len({name.partition(".")[0] for name in found}) != 1:
+        # ``KEY_000.jpg`` looks like a key of its own
+        if len({key for key, _ in split_names(found).values()}) != 1:
+            raise SampleError(f"{where}: members {list(found)[:4]} are not of one key")
     return found
 
 

@@ -5,6 +5,7 @@ long names, sparse files) is named and refused, because shards come from anybody
 shard's member names mean (`vlm.data.format.shards`).
 """
 
+import functools
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ _LONG_NAMES = {b"L", b"K"}
 _PAX = {b"x", b"g"}
 #: types whose body says something about the member that follows
 EXTENDED = _LONG_NAMES | _PAX
-_KNOWN = {b"0", b"\0", *_NO_DATA, *_PAX}
+_REGULAR = {b"0", b"\0"}
 _NUL = b"\0"
 _PAX_HARMLESS = {b"mtime", b"atime", b"ctime", b"uname", b"gname", b"uid", b"gid", b"comment"}
 
@@ -75,6 +76,7 @@ def walk(
     Raises:
         DataError: not a tar, truncated, a damaged header, or a header no shard needs.
     """
+    # this loop runs once for every frame of a data set: what is rare stands elsewhere
     position = start = begin
     while position < total or whole:
         header = read(position, BLOCK)
@@ -82,19 +84,36 @@ def walk(
             raise DataError(
                 f"{where} at byte {position}: truncated, the tar ends without its end marker"
             )
-        if header == _ZEROS:
-            _check_trailer(read, position, total, where)
-            return
-        name, size, flag = _parse(header, where, position)
-        body = position + BLOCK
-        if flag in _NO_DATA:
-            size = 0
-        if body + padded(size) > total:
+        raw_name, raw_size, raw_sum, flag, magic, prefix = _HEADER.unpack(header)
+        if zlib.adler32(header) & 0xFFFF != _low_adler(raw_sum):
+            if header == _ZEROS:
+                _check_trailer(read, position, total, where)
+                return
             raise DataError(
-                f"{where} at byte {position}: truncated, member {name!r} needs {size} bytes, "
+                f"{where} at byte {position}: no valid tar header; the file is damaged or no plain "
+                "tar"
+            )
+        try:
+            size = int(raw_size.strip(b" \0") or b"0", 8)
+            name = raw_name.partition(_NUL)[0].decode()
+            if prefix[0] and magic == b"ustar\0":
+                name = f"{prefix.partition(_NUL)[0].decode()}/{name}"
+        except ValueError:
+            raise DataError(
+                f"{where} at byte {position}: a header with size {raw_size!r} and name "
+                f"{raw_name[:40]!r}; expected an octal size below 8 GiB and a UTF-8 name"
+            ) from None
+        if flag not in _REGULAR or size < 0:
+            _check_odd(flag, name, size, f"{where} at byte {position}")
+            if flag in _NO_DATA:
+                size = 0
+        body = position + BLOCK
+        position = body + padded(size)
+        if position > total:
+            raise DataError(
+                f"{where} at byte {body - BLOCK}: truncated, member {name!r} needs {size} bytes, "
                 f"{max(0, total - body)} are left"
             )
-        position = body + padded(size)
         if flag in _PAX:
             _check_pax(read, body, size, f"{where} at byte {body}")
             continue
@@ -102,34 +121,13 @@ def walk(
         start = position
 
 
-def _parse(header: bytes | memoryview, where: str, position: int) -> tuple[str, int, bytes]:
-    """(name, size, type flag) of a header. Runs once for every frame of a data set."""
-    raw_name, raw_size, raw_sum, flag, magic, prefix = _HEADER.unpack(header)
-    if not _checksum_fits(header, raw_sum):
-        raise DataError(
-            f"{where} at byte {position}: no valid tar header; the file is damaged or no plain tar"
-        )
-    try:
-        size = int(raw_size.strip(b" \0") or b"0", 8)
-        name = raw_name.partition(b"\0")[0].decode()
-        if magic == b"ustar\0" and prefix[0]:
-            name = f"{prefix.partition(_NUL)[0].decode()}/{name}"
-    except ValueError:
-        raise DataError(
-            f"{where} at byte {position}: a header with size {raw_size!r} and name "
-            f"{raw_name[:40]!r}; expected an octal size below 8 GiB and a UTF-8 name"
-        ) from None
+def _check_odd(flag: bytes, name: str, size: int, where: str) -> None:
     if size < 0:
-        raise DataError(f"{where} at byte {position}: a member of negative size {size}")
+        raise DataError(f"{where}: a member of negative size {size}")
     if flag in _LONG_NAMES:
-        raise DataError(
-            f"{where} at byte {position}: a GNU long name; keys of shards are shorter than 90 bytes"
-        )
-    if flag not in _KNOWN:
-        raise DataError(
-            f"{where} at byte {position}: member {name!r} has type {flag!r}; expected regular files"
-        )
-    return name, size, flag
+        raise DataError(f"{where}: a GNU long name; keys of shards are shorter than 90 bytes")
+    if flag not in _NO_DATA and flag not in _PAX:
+        raise DataError(f"{where}: member {name!r} has type {flag!r}; expected regular files")
 
 
 def probe(header: bytes | memoryview) -> tuple[bytes, int] | None:
@@ -138,21 +136,22 @@ def probe(header: bytes | memoryview) -> tuple[bytes, int] | None:
     if len(header) < BLOCK:
         return None
     _, raw_size, raw_sum, flag, _, _ = _HEADER.unpack(header)
-    if not _checksum_fits(header, raw_sum):
+    if zlib.adler32(header) & 0xFFFF != _low_adler(raw_sum):
         return None
     digits = raw_size.strip(b" \0") or b"0"
     return flag, int(digits, 8) if digits.isdigit() and not set(digits) & set(b"89") else -1
 
 
-def _checksum_fits(header: bytes | memoryview, raw_sum: bytes) -> bool:
+@functools.lru_cache(maxsize=8192)  # there are few of them, and far more headers
+def _low_adler(raw_sum: bytes) -> int:
+    """The low half of the adler32 of a header whose checksum is right; -1 if it is no number."""
     try:
         stored = int(raw_sum.strip(b" \0"), 8)
     except ValueError:
-        return False
+        return -1
     # The checksum adds up all bytes, its own eight read as spaces. The low half of adler32 is that
     # sum and 1, modulo 65521, and many times faster than adding up in Python.
-    total = stored + sum(raw_sum) - 8 * ord(" ")
-    return (total + 1) % 65521 == zlib.adler32(header) & 0xFFFF
+    return (stored + sum(raw_sum) - 8 * ord(" ") + 1) % 65521
 
 
 def _check_pax(read: Read, offset: int, size: int, where: str) -> None:

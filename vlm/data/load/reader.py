@@ -59,6 +59,22 @@ class Reader:
             self.storage.forget(where.location, where.offset, where.length, where.version)
             return self._read(row, out)
 
+    def read_bytes(self, row: int) -> bytes:
+        """The headers and bodies of one sample as they lie in its shard.
+
+        Raises:
+            SampleError: the shard is shorter than the manifest says.
+            TransientError: it cannot be reached.
+        """
+        location, version, offset, length = self._range(row)
+        found = self.storage.read(location, offset, length, version)
+        if len(found) != length:
+            raise SampleError(
+                f"{self._catalog.where(row)}: found {len(found)} of {length} bytes; the shard has "
+                "changed"
+            )
+        return found
+
     def remote_range(self, row: int) -> Range | None:
         """Where a row lies if that is not this machine."""
         found = self._range(row)
@@ -76,18 +92,14 @@ class Reader:
     def _read(self, row: int, out: np.ndarray) -> Sample:
         manifest, own = self._catalog.locate(row)
         where = manifest.where(own)
-        location, version, offset, length = self._range(row)
-        buffer = self.storage.read(location, offset, length, version)
-        if len(buffer) != length:
-            raise SampleError(
-                f"{where}: found {len(buffer)} of {length} bytes; the shard has changed"
-            )
+        buffer = self.read_bytes(row)
         members = shards.read_members(buffer, where)
+        # before decoding, while the bytes are in the processor's cache
+        intact = content_hash(members.values()) == manifest.content_hash(own)
         content = read_content(members, where)
         stored = int(manifest.num_frames[own])
         decode_frames(content, out[:stored], manifest.sampling, where)
-        # last, because a fault found above is named more exactly
-        if content_hash(members.values()) != manifest.content_hash(own):
+        if not intact:  # said last, because a fault found above is named more exactly
             raise SampleError(
                 f"{where}: its content is not what the manifest was built from; the shard has "
                 "changed, build the manifest again"

@@ -1,6 +1,7 @@
 """Memory for the frames of micro-batches, used again once nobody holds them.
 
-Fresh pages cost up to a tenth of what decoding into them costs. Not here: who decodes into it
+Fresh pages cost up to a tenth of what decoding into them costs, so all slabs soon have the size of
+the largest that was ever asked for, and any of them will do. Not here: who decodes into it
 (``vlm.data.load.loader``).
 """
 
@@ -11,9 +12,10 @@ from collections import deque
 import numpy as np
 import torch
 
-#: slabs that wait to be used again, and the size that theirs is a multiple of
+#: slabs that wait to be used again
 _MAX_FREE = 16
-_ROUND_BYTES = 1 << 20
+#: sizes are a multiple of it: that of a huge page
+_ROUND_BYTES = 2 << 20
 
 
 class Slabs:
@@ -27,6 +29,7 @@ class Slabs:
         self._pinned = pinned
         # appended to by finalizers, which may run anywhere: a deque needs no lock
         self._free: deque[np.ndarray] = deque(maxlen=_MAX_FREE)
+        self._largest = 0
 
     def take(self, shape: tuple[int, ...]) -> torch.Tensor:
         """A uint8 tensor with anything in it; its memory comes back when the last view is gone."""
@@ -39,13 +42,12 @@ class Slabs:
         return torch.from_numpy(view)
 
     def _find(self, size: int) -> np.ndarray:
-        """The first free slab that is large enough; smaller ones go to the end, then away."""
-        for _ in range(len(self._free)):
+        """A free slab that is large enough; those that are too small for it are let go."""
+        self._largest = max(self._largest, -(-size // _ROUND_BYTES) * _ROUND_BYTES)
+        while True:
             try:
                 memory = self._free.popleft()
             except IndexError:
-                break
+                return np.empty(self._largest, np.uint8)
             if len(memory) >= size:
                 return memory
-            self._free.append(memory)
-        return np.empty(-(-size // _ROUND_BYTES) * _ROUND_BYTES, np.uint8)

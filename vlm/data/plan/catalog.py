@@ -5,6 +5,7 @@ its shards. A manifest that two sources name is loaded once and counted twice. N
 which source is trained on (``vlm.data.plan.mixture``), reading samples (``vlm.data.load.reader``).
 """
 
+import bisect
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,15 +57,15 @@ class Catalog:
     def shards(self) -> list[ShardInfo]:
         return [shard for source in self.sources for shard in source.manifest.shards]
 
-    @functools.cached_property
-    def _first_shards(self) -> list[int]:
-        counts = [len(source.manifest.shards) for source in self.sources]
-        return np.cumsum([0, *counts]).tolist()
-
     def source_index(self, row: int) -> int:
         """Which of ``sources`` a row is from."""
-        assert 0 <= row < self.num_samples, row
-        return int(np.searchsorted(self.first_rows, row, "right")) - 1
+        assert 0 <= row < self._firsts[-1], row
+        return bisect.bisect_right(self._firsts, row) - 1
+
+    @functools.cached_property
+    def _firsts(self) -> list[int]:
+        """``first_rows`` for one row at a time, where numpy takes ten times as long."""
+        return self.first_rows.tolist()
 
     def group(self, row: int) -> int:
         """Position of a row's source and kind in ``groups``."""
@@ -81,7 +82,7 @@ class Catalog:
     def locate(self, row: int) -> tuple[Manifest, int]:
         """The manifest that describes a row, and its number there."""
         index = self.source_index(row)
-        return self.sources[index].manifest, int(row - self.first_rows[index])
+        return self.sources[index].manifest, int(row) - self._firsts[index]
 
     def key(self, row: int) -> str:
         found, own = self.locate(row)
