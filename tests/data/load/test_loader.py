@@ -5,7 +5,7 @@ import gc
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,9 @@ from tests.data import helpers
 from tests.data.conftest import IMAGE_TOKEN
 from vlm.batch import Batch
 from vlm.config import AugmentConfig, DataConfig
-from vlm.data.format.schema import Sample
 from vlm.data.load.collate import Collator, frame_size
-from vlm.data.load.loader import LoadedStep, Loader
-from vlm.data.load.reader import Reader
+from vlm.data.load.loader import MAX_PART, LoadedStep, Loader, cut
+from vlm.data.load.reader import Opened, Reader
 from vlm.data.manifest import manifest
 from vlm.data.plan import catalog
 from vlm.data.plan.catalog import Catalog
@@ -269,14 +268,14 @@ def test_an_error_comes_out_at_its_own_step(
     steps = [planned.step for planned in itertools.islice(plan.steps(), 3)]
     row = int(steps[2][0].rows[0])
     assert all(row not in micro.rows for step in steps[:2] for micro in step)
-    read = Reader.read_into
+    opened = Reader.open
 
-    def failing(self: Reader, wanted: int, out: np.ndarray) -> Sample:
-        if wanted == row:
+    def failing(self: Reader, rows: Sequence[int]) -> list[Opened | None]:
+        if row in rows:
             raise TransientError("the file system is gone")
-        return read(self, wanted, out)
+        return opened(self, rows)
 
-    monkeypatch.setattr(Reader, "read_into", failing)
+    monkeypatch.setattr(Reader, "open", failing)
     batches = iter(make_loader(data, collator, prefetch=64))
     for _ in range(2):
         next(batches)
@@ -312,13 +311,13 @@ def test_it_reads_ahead_but_not_without_end(
 ) -> None:
     """4 micro-batches a step, 8 ahead: one step is taken, one ready, one joined, two are read."""
     read_rows: list[int] = []
-    read = Reader.read_into
+    opened = Reader.open
 
-    def counting(self: Reader, row: int, out: np.ndarray) -> Sample:
-        read_rows.append(row)
-        return read(self, row, out)
+    def counting(self: Reader, rows: Sequence[int]) -> list[Opened | None]:
+        read_rows.extend(rows)
+        return opened(self, rows)
 
-    monkeypatch.setattr(Reader, "read_into", counting)
+    monkeypatch.setattr(Reader, "open", counting)
     plan = [planned.step for planned in itertools.islice(make_plan(data).steps(), 5)]
     expected = sum(len(micro.rows) for step in plan for micro in step)
     with closing(iter(make_loader(data, collator, prefetch=8))) as steps:  # type: ignore[type-var]
@@ -328,6 +327,17 @@ def test_it_reads_ahead_but_not_without_end(
             time.sleep(0.01)
         time.sleep(0.1)
         assert len(read_rows) == expected
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 8, 50])
+def test_parts_are_neighbours_of_about_one_size(num_parts: int) -> None:
+    rng = np.random.default_rng(num_parts)
+    for counts in ([5], [0] * 9, [64, 1, 1], rng.integers(0, 20, 40).tolist()):
+        parts = list(cut(counts, num_parts))
+        assert [i for first, last in parts for i in range(first, last)] == list(range(len(counts)))
+        costs = [sum(max(1, count) for count in counts[first:last]) for first, last in parts]
+        assert max(costs) < max(MAX_PART, sum(costs) / num_parts) + max(counts) + 1
+        assert len(parts) <= max(num_parts, sum(costs) // MAX_PART + 1)
 
 
 def test_frames_of_several_sizes_are_refused(data: Catalog, collator: Collator) -> None:

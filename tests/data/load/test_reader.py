@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.data import helpers
 from tests.data.conftest import IMAGE_TOKEN
+from vlm.data.load import reader
 from vlm.data.load.reader import Reader
 from vlm.data.manifest import manifest
 from vlm.data.manifest.manifest import Manifest
@@ -145,3 +146,26 @@ def test_no_jpeg_at_all(built: Manifest) -> None:
     at, body = member_at(built, 3, "00000003.000.jpg")
     overwrite(shard_of(built, 3), at, bytes(len(body)))
     refused(built, 3, "member 00000003.000.jpg", "not a JPEG")
+
+
+def test_several_that_are_opened_together(built: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bad one among them is left out, and nothing of it gets into the others."""
+    at, body = member_at(built, 1, "00000001.004.jpg")
+    overwrite(shard_of(built, 1), at, bytes(len(body)))
+    at, _ = member_at(built, 4, "00000004.json")
+    overwrite(shard_of(built, 4), at, b"?")
+    rows = [5, 4, 0, 1, 7, 0]
+    for kept in (reader._MAX_KEPT_BYTES, 1000):
+        monkeypatch.setattr(reader, "_MAX_KEPT_BYTES", kept)
+        shared = open_reader(built)
+        opened = shared.open(rows)
+        assert [one is not None for one in opened] == [True, False, True, True, True, True]
+        for row, one in zip(rows, opened, strict=True):
+            out = np.zeros((COUNTS[row], 16, 16, 3), np.uint8)
+            if row == 1:
+                with pytest.raises(SampleError, match="00000001.004.jpg"):
+                    shared.decode(one, out)
+            elif one is not None:
+                shared.decode(one, out)
+                assert one.content.sample == helpers.make_sample(row, COUNTS[row])
+                assert np.array_equal(out, open_reader(built).read(row).frames.reshape(out.shape))

@@ -2,9 +2,9 @@
 
 1. Each rank plans every global step and keeps the micro-batches that are its own.
 2. Ranges of remote shards are asked for ahead of their turn (``vlm.data.storage.ahead``).
-3. Threads of this process read, decode, augment and tokenize samples, each straight into its place
-   in the memory of a micro-batch; decoders release the interpreter lock. No thread waits for the
-   end of a micro-batch: the samples of the next ones are queued already.
+3. Threads of this process load samples, some at a time, each straight into its place in the memory
+   of a micro-batch (``vlm.data.load.samples``); decoders release the interpreter lock. No thread
+   waits for the end of a micro-batch: the samples of the next ones are queued already.
 4. One thread joins what is ready, in the order of the plan. A bad sample is replaced by the plan's
    first substitute that is good, and counted.
 
@@ -19,7 +19,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -30,8 +30,9 @@ import torch
 from vlm.batch import Batch
 from vlm.config import DataConfig, StorageConfig
 from vlm.data.load.collate import Collator, frame_size
-from vlm.data.load.faults import BadSamples, Fault
+from vlm.data.load.faults import BadSamples
 from vlm.data.load.reader import Reader
+from vlm.data.load.samples import Loaded, Samples, Wanted
 from vlm.data.load.slabs import Slabs
 from vlm.data.plan import plan
 from vlm.data.plan.catalog import Catalog
@@ -41,17 +42,14 @@ from vlm.data.storage import remote
 from vlm.data.storage.ahead import Fetches, Range, ReadAhead
 from vlm.data.storage.cache import RangeCache
 from vlm.data.storage.storage import Patience, Storage
-from vlm.data.text import chat
-from vlm.errors import DataError, SampleError, TransientError
+from vlm.errors import DataError, TransientError
 
 log = logging.getLogger(__name__)
 
-#: conversations whose tokens are kept; a small data set is tokenized once, a large one as it comes
-TOKEN_CACHE = 65_536
 #: the watchdog says what is waited for, this often
 WATCH_S = 30.0
-#: substitutes in a row that may be bad as well
-MAX_SUBSTITUTES = 64
+#: frames of a part at most, or samples that have none: what a thread loads at a time
+MAX_PART = 64
 
 
 class LoadedStep(NamedTuple):
@@ -74,17 +72,6 @@ class _Share(NamedTuple):
     micros: list[MicroBatch]
 
 
-class _Sample(NamedTuple):
-    """A sample that lies in its place."""
-
-    row: int
-    #: of all its sequences
-    num_frames: int
-    #: one, or both branches of a pair
-    encoded: list[chat.Encoded]
-    faults: list[Fault]
-
-
 class _Pending(NamedTuple):
     """A micro-batch whose samples are being read."""
 
@@ -92,7 +79,7 @@ class _Pending(NamedTuple):
     #: (F, H, W, 3) uint8, filled by the futures; each sample owns as many frames as planned
     slab: torch.Tensor
     first_frames: list[int]
-    samples: list[Future[_Sample]]
+    parts: list[Future[list[Loaded]]]
 
 
 class Loader:
@@ -129,7 +116,7 @@ class Loader:
         self._bad_file, self._quarantine = bad_samples, tuple(quarantine)
         self._pinned, self._slabs = pinned, Slabs(pinned)
         self._reader = Reader(catalog, open_storage(config.storage, catalog))
-        self._tokens: dict[tuple[int, bool], list[chat.Encoded]] = {}
+        self._samples = Samples(catalog, plan, collator, self._reader)
         self._any_remote = any_remote(catalog)
         # every rank must call the tower alike, so a blank frame is as large as the others
         self._size = frame_size(catalog)
@@ -231,68 +218,26 @@ class Loader:
     def _start(
         self, micro: MicroBatch, fetches: Fetches, pool: ThreadPoolExecutor, bad: BadSamples
     ) -> _Pending:
-        """Queues the samples of a micro-batch."""
-        rows = micro.rows.tolist()
+        """Queues the samples of a micro-batch, cut into parts for all threads."""
         counts = self._plan.rows.num_frames[micro.rows].tolist()
         firsts = list(itertools.accumulate(counts, initial=0))
         slab = self._slabs.take((max(1, firsts[-1]), *self._size, 3))
         pixels = slab.numpy()
-        samples = []
-        for row, epoch, (first, last) in zip(
-            rows, micro.epochs.tolist(), itertools.pairwise(firsts), strict=True
-        ):
-            samples.append(pool.submit(self._load, row, epoch, pixels[first:last], fetches, bad))
-        return _Pending(micro, slab, firsts, samples)
-
-    def _load(
-        self, row: int, epoch: int, out: np.ndarray, fetches: Fetches, bad: BadSamples
-    ) -> _Sample:
-        """The sample of a row, or the first good one of those that may stand in for it."""
-        faults: list[Fault] = []
-        candidates = itertools.chain([row], self._plan.substitutes(row, epoch))
-        for candidate in candidates:
-            if candidate in bad:
-                faults.append(Fault(candidate, "found bad before"))
-                continue
-            if fetches and (found := self._reader.remote_range(candidate)) in fetches:
-                fetches[found].result()
-            frames = out[: int(self._plan.rows.num_frames[candidate])]
-            try:
-                encoded = self._load_row(candidate, epoch, frames)
-            except SampleError as error:
-                faults.append(Fault(candidate, str(error)))
-                if len(faults) - 1 >= MAX_SUBSTITUTES:
-                    break
-                continue
-            return _Sample(candidate, len(frames), encoded, faults)
-        raise DataError(
-            f"{self._catalog.where(row)}: it is bad, and none of {len(faults) - 1} substitutes "
-            f"is good; the last: {faults[-1].message}; run validate_shards"
-        )
-
-    def _load_row(self, row: int, epoch: int, out: np.ndarray) -> list[chat.Encoded]:
-        own = out[: len(out) // self._collator.branches]  # of one sequence
-        sample = self._reader.read_into(row, own)
-        self._collator.augment_frames(own, row, epoch)
-        if len(out):
-            out.reshape(-1, *own.shape)[1:] = own
-        name = row, self._plan.question_first(row, epoch)
-        if name not in self._tokens:
-            stored = int(self._catalog.num_frames[row])
-            repeats = len(own) // stored if stored else 1
-            try:
-                encoded = self._collator.encode_branches(sample, stored, repeats, name[1])
-            except SampleError as error:
-                raise SampleError(f"{self._catalog.where(row)}: {error}") from None
-            if len(self._tokens) >= TOKEN_CACHE:
-                self._tokens.clear()
-            self._tokens[name] = encoded
-            return encoded
-        return self._tokens[name]
+        wanted = [
+            Wanted(row, epoch, pixels[first:last])
+            for row, epoch, (first, last) in zip(
+                micro.rows.tolist(), micro.epochs.tolist(), itertools.pairwise(firsts), strict=True
+            )
+        ]
+        parts = [
+            pool.submit(self._samples.load, wanted[first:last], fetches, bad)
+            for first, last in cut(counts, self._config.decode_threads)
+        ]
+        return _Pending(micro, slab, firsts, parts)
 
     def _join(self, pending: _Pending, planned: Planned, bad: BadSamples) -> Batch:
         """A batch of samples that are ready, in the order of the plan."""
-        samples = [future.result() for future in pending.samples]
+        samples = [sample for part in pending.parts for sample in part.result()]
         where = f"rank {self._rank}, epoch {planned.epoch}, step {planned.at.global_step}"
         for row, sample in zip(pending.micro.rows.tolist(), samples, strict=True):
             bad.record(row, sample.row, sample.faults, where)
@@ -329,6 +274,23 @@ class Loader:
             reference=None if known is None else torch.from_numpy(known[rows]),
             dpo_beta=self._dpo_beta,
         )
+
+
+def cut(counts: Sequence[int], num_parts: int) -> Iterator[tuple[int, int]]:
+    """Where parts of a micro-batch begin and end: of neighbours, with about as many frames each.
+
+    Args:
+        counts: Frames of each sample.
+        num_parts: So many, or more where they would exceed ``MAX_PART``.
+    """
+    costs = [max(1, count) for count in counts]
+    limit = min(MAX_PART, -(-sum(costs) // num_parts))
+    first = cost = 0
+    for last, more in enumerate(costs, 1):
+        cost += more
+        if cost >= limit or last == len(costs):
+            yield first, last
+            first, cost = last, 0
 
 
 def open_storage(config: StorageConfig, catalog: Catalog) -> Storage:

@@ -67,12 +67,20 @@ class Storage:
         # not the global generator, whose state is part of a checkpoint
         self._jitter = random.Random()
 
-    def read(self, location: str, offset: int, length: int, version: str = "") -> bytes:
+    def read(
+        self,
+        location: str,
+        offset: int,
+        length: int,
+        version: str = "",
+        place: memoryview | None = None,
+    ) -> bytes | memoryview:
         """``length`` bytes at ``offset``, fewer where the shard ends before.
 
         Args:
             location: An absolute path or a URL.
             version: Changes with the shard's content, so that the cache never mixes two of them.
+            place: (length,) memory that may be used for them.
 
         Raises:
             TransientError: the shard could not be reached for ``patience.give_up_s``.
@@ -81,7 +89,9 @@ class Storage:
         """
         with self.waits.on(f"shard {remote.display(location)} at byte {offset}"):
             if not remote.is_remote(location):
-                return self._patiently(location, lambda: self._read_file(location, offset, length))
+                return self._patiently(
+                    location, lambda: self._read_file(location, offset, length, place)
+                )
             return self._read_remote(location, offset, length, version)
 
     def fetch(self, location: str, parts: list[tuple[int, int]], version: str) -> None:
@@ -137,7 +147,9 @@ class Storage:
         """Undoes ``close``."""
         self._closed.clear()
 
-    def _read_file(self, location: str, offset: int, length: int) -> bytes:
+    def _read_file(
+        self, location: str, offset: int, length: int, place: memoryview | None
+    ) -> bytes | memoryview:
         with self._lock:
             file = self._files.get(location)
             if file is not None:
@@ -149,7 +161,9 @@ class Storage:
                 while len(self._files) > MAX_OPEN_SHARDS:
                     self._files.popitem(last=False)
         try:
-            return os.pread(file.fd, length, offset)
+            if place is None:
+                return os.pread(file.fd, length, offset)
+            return place[: os.preadv(file.fd, [place], offset)]
         except OSError:
             with self._lock:  # a stale handle never recovers, the path may
                 self._files.pop(location, None)
