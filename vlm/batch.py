@@ -5,12 +5,13 @@ T tokens that are learned.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vlm.errors import DataError
@@ -124,42 +125,42 @@ def build_batch(
     Raises:
         DataError: a sample's placeholders and frames do not match.
     """
-    for key, ids, count in zip(keys, input_ids, frame_counts, strict=True):
-        found = ids.count(image_token_id)
+    # numpy: of tensors this small, torch takes several times as long
+    lengths = [len(ids) for ids in input_ids]
+    cu_seqlens, cu_frames = _running_sum(lengths), _running_sum(frame_counts)
+    flat_ids, flat_labels = _flatten(input_ids, cu_seqlens[-1]), _flatten(labels, cu_seqlens[-1])
+    is_frame = flat_ids == image_token_id
+    placeholders = np.diff(_running_sum(is_frame)[cu_seqlens])
+    for key, found, count in zip(keys, placeholders.tolist(), frame_counts, strict=True):
         if found != count * tokens_per_frame:
             raise DataError(
                 f"sample {key}: found {found} placeholder tokens for {count} frames, expected "
                 f"{count * tokens_per_frame}; the text must hold {tokens_per_frame} for each frame"
             )
-    assert len(frames) == max(1, sum(frame_counts)), (frames.shape, frame_counts)
-    lengths = torch.tensor([len(ids) for ids in input_ids])
-    cu_seqlens = F.pad(lengths.cumsum(0), (1, 0))
-    flat_ids = torch.tensor([i for ids in input_ids for i in ids])
-    flat_labels = torch.tensor([i for row in labels for i in row])
-    position_ids = torch.arange(len(flat_ids)) - cu_seqlens[:-1].repeat_interleave(lengths)
-    frame_index = (flat_ids == image_token_id).nonzero().flatten()
+    assert len(frames) == max(1, cu_frames[-1]), (frames.shape, frame_counts)
+    position_ids = np.arange(len(flat_ids)) - cu_seqlens[:-1].repeat(lengths)
+    frame_index = is_frame.nonzero()[0]
     shifted = shift_labels(flat_labels, cu_seqlens)
-    target_index = (shifted != IGNORE_INDEX).nonzero().flatten()
-    prefix = position_ids[frame_index].max().item() + 1 if len(frame_index) else 1
+    target_index = (shifted != IGNORE_INDEX).nonzero()[0]
     return Batch(
         frames=frames,
-        cu_frames=F.pad(torch.tensor(frame_counts).cumsum(0), (1, 0)),
-        input_ids=flat_ids,
-        labels=flat_labels,
-        position_ids=position_ids,
-        cu_seqlens=cu_seqlens,
-        frame_index=frame_index,
-        target_index=target_index,
-        targets=shifted[target_index],
+        cu_frames=torch.from_numpy(cu_frames),
+        input_ids=torch.from_numpy(flat_ids),
+        labels=torch.from_numpy(flat_labels),
+        position_ids=torch.from_numpy(position_ids),
+        cu_seqlens=torch.from_numpy(cu_seqlens),
+        frame_index=torch.from_numpy(frame_index),
+        target_index=torch.from_numpy(target_index),
+        targets=torch.from_numpy(shifted[target_index]),
         groups=torch.tensor([0] * len(keys) if groups is None else groups),
-        max_seqlen=int(lengths.max()),
-        max_prefix=int(prefix),
+        max_seqlen=max(lengths),
+        max_prefix=int(position_ids[frame_index].max()) + 1 if len(frame_index) else 1,
         keys=keys,
         kind=kind,
     )
 
 
-def shift_labels(labels: Tensor, cu_seqlens: Tensor) -> Tensor:
+def shift_labels(labels: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
     """What each position must predict: the next label of the same sample.
 
     Args:
@@ -169,7 +170,18 @@ def shift_labels(labels: Tensor, cu_seqlens: Tensor) -> Tensor:
     Returns:
         (N,) with -100 at the last token of every sample.
     """
-    shifted = torch.full_like(labels, IGNORE_INDEX)
+    shifted = np.full_like(labels, IGNORE_INDEX)
     shifted[:-1] = labels[1:]
     shifted[cu_seqlens[1:] - 1] = IGNORE_INDEX
     return shifted
+
+
+def _running_sum(values: Sequence[int] | np.ndarray) -> np.ndarray:
+    """(n+1,) int64: 0, and the sum up to each value."""
+    found = np.zeros(len(values) + 1, np.int64)
+    np.cumsum(values, out=found[1:])
+    return found
+
+
+def _flatten(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
+    return np.fromiter(itertools.chain.from_iterable(rows), np.int64, length)

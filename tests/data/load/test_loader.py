@@ -329,15 +329,16 @@ def test_it_reads_ahead_but_not_without_end(
         assert len(read_rows) == expected
 
 
-@pytest.mark.parametrize("num_parts", [1, 2, 3, 8, 50])
-def test_parts_are_neighbours_of_about_one_size(num_parts: int) -> None:
-    rng = np.random.default_rng(num_parts)
+@pytest.mark.parametrize("threads", [1, 2, 3, 8, 50])
+def test_parts_are_neighbours_of_about_one_size(threads: int) -> None:
+    rng = np.random.default_rng(threads)
     for counts in ([5], [0] * 9, [64, 1, 1], rng.integers(0, 20, 40).tolist()):
-        parts = list(cut(counts, num_parts))
+        parts = list(cut(counts, threads))
         assert [i for first, last in parts for i in range(first, last)] == list(range(len(counts)))
         costs = [sum(max(1, count) for count in counts[first:last]) for first, last in parts]
-        assert max(costs) < max(MAX_PART, sum(costs) / num_parts) + max(counts) + 1
-        assert len(parts) <= max(num_parts, sum(costs) // MAX_PART + 1)
+        largest = max(1, *counts)
+        assert max(costs) < min(MAX_PART, 2 * sum(costs) / threads + 1) + largest
+        assert len(costs) == 1 or min(costs[:-1]) >= min(MAX_PART, 2 * sum(costs) / threads)
 
 
 def test_frames_of_several_sizes_are_refused(data: Catalog, collator: Collator) -> None:

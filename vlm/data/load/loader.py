@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 #: the watchdog says what is waited for, this often
 WATCH_S = 30.0
 #: frames of a part at most, or samples that have none: what a thread loads at a time
-MAX_PART = 64
+MAX_PART = 96
 
 
 class LoadedStep(NamedTuple):
@@ -250,7 +250,7 @@ class Loader:
             frames, kind = frames[:1].zero_(), "text"
         branches, rows = self._collator.branches, [sample.row for sample in samples]
         sequences = [row for row in rows for _ in range(branches)]
-        keys = self._catalog.keys(sequences)
+        keys = [self._catalog.key(row) for row in sequences]
         encoded = [one for sample in samples for one in sample.encoded]
         groups = [self._catalog.group(row) for row in sequences]
         counts = [count // branches for count in counts for _ in range(branches)]
@@ -276,15 +276,16 @@ class Loader:
         )
 
 
-def cut(counts: Sequence[int], num_parts: int) -> Iterator[tuple[int, int]]:
-    """Where parts of a micro-batch begin and end: of neighbours, with about as many frames each.
+def cut(counts: Sequence[int], threads: int) -> Iterator[tuple[int, int]]:
+    """Where parts of a micro-batch begin and end: neighbours, with about as many frames each.
+
+    They are as large as may be, but so small that two micro-batches occupy all threads.
 
     Args:
         counts: Frames of each sample.
-        num_parts: So many, or more where they would exceed ``MAX_PART``.
     """
     costs = [max(1, count) for count in counts]
-    limit = min(MAX_PART, -(-sum(costs) // num_parts))
+    limit = min(MAX_PART, -(-2 * sum(costs) // threads))
     first = cost = 0
     for last, more in enumerate(costs, 1):
         cost += more

@@ -105,16 +105,15 @@ def encode(
     if loss_on == "all":
         image_id = tokenizer.convert_tokens_to_ids(image_token)
         return Encoded(ids, [IGNORE_INDEX if i == image_id else i for i in ids], mark)
-    labels = [IGNORE_INDEX] * len(ids)
-    position = 0
+    count, last = len(ids), 0
+    labels = [IGNORE_INDEX] * count
+    begins, ends = [begin for begin, _ in offsets], [end for _, end in offsets]
     spans = _answer_spans(tokenizer, messages, text)
-    for start, end in spans[-1:] if loss_on == "last" else spans:
+    for start, stop in spans[-1:] if loss_on == "last" else spans:
         # a token that straddles the start holds characters of the answer: it is learned
-        while position < len(ids) and offsets[position][1] <= start:
-            position += 1
-        while position < len(ids) and offsets[position][0] < end:
-            labels[position] = ids[position]
-            position += 1
+        first = next((i for i in range(last, count) if ends[i] > start), count)
+        last = next((i for i in range(first, count) if begins[i] >= stop), count)
+        labels[first:last] = ids[first:last]
     return Encoded(ids, labels, mark)
 
 
