@@ -1,13 +1,13 @@
 """HF Trainer with DeepSpeed on the same model and samples, padded as it does. See bench/step.py."""
 
 import tempfile
-import time
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from bench.clock import Clock
 from vlm.batch import IGNORE_INDEX, Batch, build_batch
 from vlm.config import Recipe
 from vlm.data.load.collate import Collator
@@ -79,12 +79,12 @@ class _Clock(TrainerCallback):
     """From the end of the first step, which sets things up, to the end of the last."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.ends: list[Clock] = []
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
+        self.ends.append(Clock.now())
 
 
 def train_hf(
@@ -93,8 +93,10 @@ def train_hf(
     recipe: Recipe,
     settings: dict[str, Any],
     collator: Collator,
-) -> tuple[float, int, int]:
-    """Seconds, real tokens and global steps of one pass over ``samples`` less its first step.
+) -> tuple[float, float, int, int]:
+    """One pass over ``samples`` less its first step: how long, real tokens and global steps.
+
+    Wall seconds, and CPU seconds of this thread.
 
     Args:
         settings: the resolved DeepSpeed file.
@@ -141,7 +143,8 @@ def train_hf(
     if steps < 1:
         raise SystemExit("too few samples for HF Trainer: raise --steps")
     real = sum(tokens[accumulate : accumulate * (steps + 1)])
-    return clock.ends[-1] - clock.ends[0], real, steps
+    first, last = clock.ends[0], clock.ends[-1]
+    return last.wall - first.wall, last.cpu - first.cpu, real, steps
 
 
 def _num_steps(samples: list[Sample], recipe: Recipe) -> float:

@@ -15,8 +15,10 @@ On a CPU all take ZeRO stage 1 unless told otherwise: one process has nothing to
 would reduce gradients after every micro-batch all the same. On a GPU it is stage 2, which adds
 gradients up in float32 as the bare loop does.
 
-Real tokens only: what is padding is not credited. ``--geometry`` takes a model's sizes with random
-weights and batches of one shape, leaves ``hf`` out and measures model FLOPs utilisation.
+Real tokens only: what is padding is not credited. CPU time is that of the thread that trains, which
+other work on the machine hardly changes; decoding is not in it. ``--geometry`` takes a model's
+sizes with random weights and batches of one shape, leaves ``hf`` out and measures model FLOPs
+utilisation.
 """
 
 import argparse
@@ -28,7 +30,6 @@ import platform
 import shlex
 import statistics
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from importlib.metadata import version
@@ -37,6 +38,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bench.clock import Clock
 from bench.hf import samples_of, train_hf
 from vlm import config, gpus
 from vlm.batch import IGNORE_INDEX, Batch, build_batch
@@ -49,7 +51,8 @@ from vlm.engine.setup import build_engine, start_process
 from vlm.engine.step import read, train_step
 from vlm.errors import command
 from vlm.models import registry
-from vlm.models.flops import FlopCounter, shapes_of
+from vlm.models.flop_work import shapes_of
+from vlm.models.flops import FlopCounter
 from vlm.train import data
 
 #: SmolLM2's width, layers, heads, key-value heads, inner width
@@ -67,6 +70,8 @@ class Block(NamedTuple):
     """Some global steps of one contestant."""
 
     seconds: float
+    #: of the thread that trains
+    cpu_s: float
     num_tokens: int
     num_steps: int
 
@@ -165,24 +170,24 @@ class Bare:
     def run(self, steps: Sequence[Step]) -> Block:
         ready = [[batch.to(self.device) for batch in step] for step in steps]
         wait(self.device)
-        started = time.perf_counter()
+        started = Clock.now()
         for batches in ready:
             self.step(batches)
         wait(self.device)
-        return Block(time.perf_counter() - started, tokens_of(steps), len(steps))
+        return Block(*started.since(), tokens_of(steps), len(steps))
 
 
 def run_toolkit(engine: Any, source: Iterator[Step], num_steps: int) -> tuple[Block, list[Step]]:
     """Also the steps it ran."""
     seen = []
-    started = time.perf_counter()
+    started = Clock.now()
     for _ in range(num_steps):
         batches = next(source)
         pending = train_step(engine, batches)
         seen.append(batches)
     read(pending)
     wait(engine.device)
-    return Block(time.perf_counter() - started, tokens_of(seen), num_steps), seen
+    return Block(*started.since(), tokens_of(seen), num_steps), seen
 
 
 def loaded(recipe: Recipe, source: data.DataSource) -> Iterator[Step]:
@@ -253,6 +258,7 @@ def _contestant(blocks: list[Block]) -> dict[str, float]:
         "min_tokens_per_s": min(rates),
         "max_tokens_per_s": max(rates),
         "step_s": statistics.median(block.step_s for block in blocks),
+        "step_cpu_s": statistics.median(block.cpu_s / block.num_steps for block in blocks),
     }
 
 
@@ -273,13 +279,14 @@ def utilisation(blocks: Blocks, flops: float, device: torch.device) -> dict[str,
 def table(figures: dict[str, Any]) -> str:
     """As Markdown."""
     lines = [
-        "| contestant | real tokens/s (median) | min | max | ms a step | toolkit is |",
-        "|---|---|---|---|---|---|",
+        "| contestant | real tokens/s (median) | min | max | ms a step | of CPU | toolkit is |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, found in figures["contestants"].items():
         ratio = figures["toolkit_over"].get(name)
         rates = (found[f"{which}tokens_per_s"] for which in ("", "min_", "max_"))
-        cells = [name, *(f"{rate:.0f}" for rate in rates), f"{1000 * found['step_s']:.1f}"]
+        times = (found[which] for which in ("step_s", "step_cpu_s"))
+        cells = [name, *(f"{rate:.0f}" for rate in rates), *(f"{1000 * s:.1f}" for s in times)]
         lines.append(f"| {' | '.join(cells)} | {'' if ratio is None else f'{ratio:.3f} x'} |")
     lines += ["", f"A step's overhead (loop minus model): {1000 * figures['overhead_s']:.1f} ms."]
     if mfu := figures.get("mfu"):

@@ -17,11 +17,14 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import connection
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 120.0
+#: for the other ranks, after one that raised or died
+GRACE_S = 2.0
 #: what the process imports that ranks are forked from
 PRELOADED = [
     "deepspeed",
@@ -58,24 +61,30 @@ class Ranks:
         return self._collect(time.monotonic() + timeout_s)
 
     def _collect(self, deadline: float) -> list:
-        results, faults = [], []
-        for rank, pipe in enumerate(self._pipes):
-            # once one rank is lost the others wait for it in vain
-            left_s = 2.0 if faults else deadline - time.monotonic()
-            try:
-                if not pipe.poll(max(0.0, left_s)):
-                    faults.append(f"rank {rank} did not return; its output:\n{self._tail(rank)}")
-                    continue
-                result, fault = pipe.recv()
-                results.append(result)
-                if fault is not None:
-                    faults.append(f"rank {rank}:\n{fault}")
-            except EOFError:
-                faults.append(f"rank {rank} died; its output:\n{self._tail(rank)}")
+        results: dict[int, Any] = {}
+        faults: dict[int, str] = {}
+        waited_for = {pipe: rank for rank, pipe in enumerate(self._pipes)}
+        while waited_for:
+            ready = connection.wait(list(waited_for), max(0.0, deadline - time.monotonic()))
+            if not ready:
+                for rank in waited_for.values():
+                    faults[rank] = f"rank {rank} did not return; its output:\n{self._tail(rank)}"
+                break
+            for pipe in ready:
+                rank = waited_for.pop(pipe)  # type: ignore[call-overload]
+                try:
+                    results[rank], fault = pipe.recv()  # type: ignore[union-attr]
+                except EOFError:
+                    faults[rank] = f"rank {rank} died; its output:\n{self._tail(rank)}"
+                else:
+                    if fault is not None:
+                        faults[rank] = f"rank {rank}:\n{fault}"
+            if faults:  # the others may wait in vain for the one that is lost
+                deadline = min(deadline, time.monotonic() + GRACE_S)
         if faults:
             self.close()
-            raise RankError("\n".join(faults))
-        return results
+            raise RankError("\n".join(faults[rank] for rank in sorted(faults)))
+        return [results[rank] for rank in range(self.world_size)]
 
     def _start(self) -> None:
         context = multiprocessing.get_context("forkserver")

@@ -37,6 +37,24 @@ def test_a_mistake_of_the_user_is_one_line_and_code_2(
     assert captured.out == ""
 
 
+def test_another_rank_speaks_only_if_nobody_has_ended_it_by_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setattr(errors.time, "sleep", waited.append)
+    assert run(monkeypatch, UserError("found a"))[0] == 2
+    assert waited == [errors.PATIENCE_S]
+    assert capsys.readouterr().err == "error: rank 3: found a\n"
+
+    def ended(seconds: float) -> None:
+        sys.exit(128 + 15)  # as the launcher's SIGTERM does
+
+    monkeypatch.setattr(errors.time, "sleep", ended)
+    assert run(monkeypatch, UserError("found a"))[0] == 143
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("error", [KeyError("ours"), AssertionError(), TransientError("peer")])
 def test_other_errors_keep_their_traceback(
     error: Exception, monkeypatch: pytest.MonkeyPatch

@@ -7,13 +7,17 @@ a bug of ours can break.
 """
 
 import functools
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 EXIT_USER_ERROR = 2
 EXIT_FAULTS = 1
 #: stopped by a signal or a time limit with all work saved: start again with the same command
 EXIT_PREEMPTED = 75
+#: for which the other ranks let rank 0 speak first
+PATIENCE_S = 10.0
 
 
 class UserError(Exception):
@@ -52,6 +56,17 @@ def one_line(error: BaseException) -> str:
     )
 
 
+def _whose() -> str:
+    """Which rank speaks. Not the first one waits before: rank 0 mostly fails for the same reason,
+    and its launcher ends the others when it has, so a mistake is one line, not one for each rank.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0:
+        return ""
+    time.sleep(PATIENCE_S)
+    return f"rank {rank}: "
+
+
 def command(main: Callable[[Sequence[str]], int | None]) -> Callable[[], None]:
     """Turns ``main(argv) -> exit code`` into the entry point of a script."""
 
@@ -60,7 +75,7 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[[], None]:
         try:
             code = main(sys.argv[1:])
         except UserError as error:
-            sys.stderr.write(f"error: {one_line(error)}\n")
+            sys.stderr.write(f"error: {_whose()}{one_line(error)}\n")
             sys.exit(EXIT_USER_ERROR)
         except KeyboardInterrupt:
             sys.stderr.write("interrupted\n")

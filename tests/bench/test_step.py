@@ -44,13 +44,14 @@ def test_a_geometry_has_a_utilisation_and_no_hugging_face() -> None:
 
 def test_ratios_and_overhead_are_medians_over_rounds() -> None:
     blocks = {
-        "toolkit": [Block(2.0, 100, 4), Block(4.0, 100, 4), Block(8.0, 100, 4)],
-        "bare": [Block(1.0, 100, 4), Block(3.0, 100, 4), Block(1.0, 100, 4)],
+        "toolkit": [Block(2.0, 1.0, 100, 4), Block(4.0, 1.2, 100, 4), Block(8.0, 1.3, 100, 4)],
+        "bare": [Block(1.0, 0.9, 100, 4), Block(3.0, 0.8, 100, 4), Block(1.0, 0.9, 100, 4)],
     }
     found = step.summary(blocks)
     assert found["toolkit_over"]["bare"] == pytest.approx(1 / 2)  # of 1/2, 3/4, 1/8
     assert found["overhead_s"] == pytest.approx(1 / 4)  # of 1/4, 1/4, 7/4
     assert found["contestants"]["toolkit"]["tokens_per_s"] == pytest.approx(25)
+    assert found["contestants"]["toolkit"]["step_cpu_s"] == pytest.approx(0.3)
 
 
 def test_padding_as_a_dense_collator_does_it() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import peft
 import pytest
@@ -12,7 +13,8 @@ from transformers import AutoConfig
 
 from tests.models import tiny
 from vlm.batch import Batch
-from vlm.models.flops import FlopCounter, shapes_of
+from vlm.models.flop_work import shapes_of
+from vlm.models.flops import COUNTERS, FlopCounter
 from vlm.models.foveated import FoveatedConfig, FoveatedModel
 
 #: (frames, text tokens): padding, one frame alone, text between videos
@@ -45,13 +47,13 @@ def make_model(vision: dict | None = None, language: dict | None = None) -> Fove
     return FoveatedModel(config).train()
 
 
-def freeze(model: FoveatedModel, parts: tuple[str, ...]) -> FoveatedModel:
+def freeze(model: Any, parts: tuple[str, ...]) -> Any:
     for part in parts:
         model.get_submodule(part).requires_grad_(False)
     return model
 
 
-def measured(model: FoveatedModel, batch: Batch, mode: str) -> float:
+def measured(model: Any, batch: Batch, mode: str) -> float:
     # only this kernel is made of products that the counter sees on a CPU
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         loss = model(batch, mode=mode).loss_sum
@@ -60,8 +62,8 @@ def measured(model: FoveatedModel, batch: Batch, mode: str) -> float:
     return counter.get_total_flops()
 
 
-def check(model: FoveatedModel, batch: Batch, mode: str) -> None:
-    counted = FlopCounter(model).micro_batch(shapes_of(batch), mode)
+def check(model: Any, batch: Batch, mode: str) -> None:
+    counted = COUNTERS[type(model)](model).micro_batch(shapes_of(batch), mode)
     assert counted.hardware == pytest.approx(measured(model, batch, mode), rel=1e-3)
     assert counted.model <= counted.hardware
     assert counted.hardware == sum(part.total for part in counted.parts.values())
@@ -186,9 +188,21 @@ def test_padding_and_blank_frames_are_no_work_of_the_model() -> None:
     )
 
 
-def test_shapes_of_a_batch() -> None:
-    shapes = shapes_of(tiny.make_batch([(3, 9), (0, 5), (2, 6)], before=4))
-    assert shapes.lengths == (12, 5, 8)
-    assert shapes.prefixes == (7, 0, 6)
-    assert (shapes.num_frames, shapes.frame_size) == (5, (tiny.SIZE, tiny.SIZE))
-    assert shapes_of(TEXT).num_frames == 0 and shapes_of(TEXT).prefixes == (0, 0)
+@pytest.mark.parametrize("frozen", [(), ("vision",), ("connector", "language")], ids="+".join)
+@pytest.mark.parametrize("lean", [False, True])
+def test_a_fixed_grid_for_every_frame(frozen: tuple[str, ...], lean: bool) -> None:
+    for keys in ({"tokens_per_frame": 4}, {"tokens_per_frame": 1, "reduction": "pixel_shuffle"}):
+        model = freeze(tiny.make_baseline(**keys).float().train(), frozen)
+        model.vision.gradient_checkpointing = lean
+        if lean:
+            model.language.lm.gradient_checkpointing_enable({"use_reentrant": False})
+        per_frame = keys["tokens_per_frame"]
+        for samples in ([(5, 9), (0, 4), (1, 13)], [(0, 7), (0, 12)]):
+            check(model, tiny.make_batch(samples, per_frame=per_frame), "one_pass")
+
+
+def test_text_alone() -> None:
+    model = tiny.make_baseline().float().train()
+    check(model, TEXT, "one_pass")
+    counted = COUNTERS[type(model)](model).micro_batch(shapes_of(TEXT))
+    assert counted.parts["vision"].total == 0 < counted.parts["head"].total

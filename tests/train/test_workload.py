@@ -9,7 +9,7 @@ import pytest
 from tests.train import helpers
 from vlm.data.plan.plan import Position
 from vlm.errors import DataError
-from vlm.models.flops import Shapes, shapes_of
+from vlm.models.flop_work import Shapes, shapes_of
 from vlm.train import data, workload
 
 
@@ -39,7 +39,7 @@ def test_a_batch_of_any_shape() -> None:
         Shapes((12, 5, 8), (7, 0, 6), 5, 9, (16, 16)),
         Shapes((5, 6), (0, 0), 0, 9, (8, 8)),
     ):
-        built = shapes_of(workload.batch_of(shapes))
+        built = shapes_of(workload.batch_of(shapes, 1))
         assert built.lengths == shapes.lengths
         assert max(built.prefixes) <= max(shapes.prefixes)
         assert built._replace(prefixes=()) == shapes._replace(prefixes=())

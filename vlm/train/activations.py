@@ -22,7 +22,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from vlm.batch import Batch
-from vlm.models.foveated import FoveatedModel, Mode
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,7 @@ class PassBytes:
         return self.activations + self.logits
 
 
-def pass_bytes(
-    model: FoveatedModel, batch: Batch, dtype: torch.dtype, mode: Mode | None = None
-) -> PassBytes:
+def pass_bytes(model: Any, batch: Batch, dtype: torch.dtype, mode: str | None = None) -> PassBytes:
     """
     Args:
         model: on the meta device and frozen as it trains; its weights are cast.

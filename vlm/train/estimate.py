@@ -20,8 +20,9 @@ from vlm.engine import memory, optim
 from vlm.engine.memory import Sizes, StateBytes
 from vlm.errors import ConfigError
 from vlm.gpus import Gpu
-from vlm.models.flops import FlopCounter, Shapes
-from vlm.models.foveated import FoveatedModel, Mode
+from vlm.models.flop_work import Shapes
+from vlm.models.flops import COUNTERS
+from vlm.models.registry import FAMILIES
 from vlm.train import model as models
 from vlm.train import workload
 from vlm.train.activations import PassBytes, pass_bytes
@@ -103,10 +104,9 @@ def estimate(
         ConfigError: a family whose operations nobody counts, or parts that cannot be built.
     """
     model = _meta_model(recipe, vocab_size)
-    size = int(model.vision.tower.config.image_size)
-    work = workload.of_recipe(recipe, (size, size), hardware.num_gpus)
+    work = workload.of_recipe(recipe, _frame_size(model), hardware.num_gpus)
     sizes = memory.sizes_of(model, recipe.optim)
-    modes: list[Mode] = list(recipe.train.modes) or ["coarse_fine"]  # type: ignore[arg-type]
+    modes = list(recipe.train.modes) or [model.modes[0]]
     stages = memory.variants(ds_config)
     passes: dict[torch.dtype, tuple[Shapes, PassBytes]] = {}
     for config in stages.values():
@@ -144,25 +144,33 @@ def estimate(
     )
 
 
-def _meta_model(recipe: Recipe, vocab_size: int) -> FoveatedModel:
+def _meta_model(recipe: Recipe, vocab_size: int) -> Any:
     with torch.device("meta"):
         model = models.build(recipe, vocab_size)
-    if not isinstance(model, FoveatedModel):
+    if type(model) not in COUNTERS:
+        known = ", ".join(name for name, family in FAMILIES.items() if family in COUNTERS)
         raise ConfigError(
-            f"model.family={recipe.model.family}: operations are counted for foveated models only; "
-            "estimate one of those with the same parts"
+            f"model.family={recipe.model.family}: nobody counts its operations; estimate one of "
+            f"{known} with the same parts"
         )
     optim.freeze(model, recipe.model)
     return model
 
 
+def _frame_size(model: Any) -> tuple[int, int]:
+    """Height and width, px, where no manifest says it. A model that sees nothing takes any."""
+    size = int(model.vision.tower.config.image_size) if hasattr(model, "vision") else 1
+    return size, size
+
+
 def _worst_pass(
-    recipe: Recipe, vocab_size: int, work: Workload, dtype: torch.dtype, modes: list[Mode]
+    recipe: Recipe, vocab_size: int, work: Workload, dtype: torch.dtype, modes: list[str]
 ) -> tuple[Shapes, PassBytes]:
+    per_frame = recipe.model.connector.tokens_per_frame
     found = [
         (shapes, pass_bytes(_meta_model(recipe, vocab_size), batch, dtype, mode))
         for shapes in work.worst
-        for batch in (workload.batch_of(shapes),)
+        for batch in (workload.batch_of(shapes, per_frame),)
         for mode in modes
     ]
     return max(found, key=lambda one: one[1].peak)
@@ -216,11 +224,11 @@ def _num_parameters(sizes: Sizes) -> int:
 
 
 def _step(
-    model: FoveatedModel, recipe: Recipe, work: Workload, hardware: Hardware
+    model: Any, recipe: Recipe, work: Workload, hardware: Hardware
 ) -> tuple[float, float, float]:
     """Operations of a step, needed and executed, and its seconds: those of its busiest rank."""
-    counter = FlopCounter(model)
-    shares: dict[Mode, float] = dict(recipe.train.modes) or {"coarse_fine": 1.0}  # type: ignore
+    counter = COUNTERS[type(model)](model)
+    shares = dict(recipe.train.modes) or {model.modes[0]: 1.0}
     total = sum(shares.values())
     needed = executed = seconds = 0.0
     for mode, share in shares.items():

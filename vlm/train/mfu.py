@@ -13,8 +13,8 @@ import torch
 from vlm import dist, gpus
 from vlm.batch import Batch
 from vlm.engine.modes import forward_mode
-from vlm.models.flops import FlopCounter, shapes_of
-from vlm.models.foveated import FoveatedModel
+from vlm.models.flop_work import shapes_of
+from vlm.models.flops import COUNTERS
 from vlm.train.run import Run
 
 
@@ -24,10 +24,10 @@ def step_flops(run: Run, step: int, batches: Sequence[Batch]) -> float | None:
     None for a family that is not counted.
     """
     model: Any = run.engine.module
-    if type(model) is not FoveatedModel:  # families that derive from it compute more
+    if type(model) not in COUNTERS:
         return None
     mode: Any = forward_mode(run.recipe, step) or model.modes[0]
-    counter = FlopCounter(model)
+    counter = COUNTERS[type(model)](model)
     own = sum(counter.micro_batch(shapes_of(batch), mode).model for batch in batches)
     return dist.all_reduce([own], run.engine.device)[0]
 

@@ -15,7 +15,7 @@ from vlm.config import Recipe
 from vlm.data.load.collate import frame_size
 from vlm.data.plan import planning
 from vlm.data.plan.plan import MicroBatch, Plan, Step, assign
-from vlm.models.flops import Shapes
+from vlm.models.flop_work import Shapes
 
 #: steps of the plan whose operations are counted
 COUNTED_STEPS = 64
@@ -109,20 +109,20 @@ def _shapes(plan: Plan, micro: MicroBatch, size: tuple[int, int]) -> Shapes:
     reach = lengths if first else np.minimum(lengths, frames * per_frame + HEADER)
     return Shapes(
         lengths=tuple(lengths.tolist()),
-        prefixes=tuple(np.where(frames > 0, reach, 0).tolist()),
+        prefixes=tuple(np.where(frames * per_frame > 0, reach, 0).tolist()),
         num_frames=int(frames.sum()),
         num_loss_tokens=int(plan.rows.num_loss_tokens[micro.rows].sum()),
         frame_size=size,
     )
 
 
-def batch_of(shapes: Shapes) -> Batch:
+def batch_of(shapes: Shapes, tokens_per_frame: int) -> Batch:
     """A batch of these shapes; what is in it means nothing."""
-    owned, left = _frames_of(shapes), shapes.num_loss_tokens
+    owned, left = _frames_of(shapes, tokens_per_frame), shapes.num_loss_tokens
     ids, labels = [], []
     for length, prefix, frames in zip(shapes.lengths, shapes.prefixes, owned, strict=True):
-        before = prefix - frames
-        ids.append([0] * before + [1] * frames + [0] * (length - prefix))
+        placed = frames * tokens_per_frame
+        ids.append([0] * (prefix - placed) + [1] * placed + [0] * (length - prefix))
         learned = min(left, length - 1)
         left -= learned
         labels.append([IGNORE_INDEX] * (length - learned) + [0] * learned)
@@ -132,16 +132,16 @@ def batch_of(shapes: Shapes) -> Batch:
         input_ids=ids,
         labels=labels,
         image_token_id=1,
-        tokens_per_frame=1,
+        tokens_per_frame=tokens_per_frame,
         keys=[str(index) for index in range(len(ids))],
-        kind="video" if shapes.num_frames else "text",
+        kind="video" if tokens_per_frame and shapes.num_frames else "text",
     )
 
 
-def _frames_of(shapes: Shapes) -> list[int]:
+def _frames_of(shapes: Shapes, tokens_per_frame: int) -> list[int]:
     """Frames dealt to samples: their prefixes bound them, and where they lie changes no size."""
     left, owned = shapes.num_frames, []
     for prefix in shapes.prefixes:
-        owned.append(min(left, prefix))
+        owned.append(min(left, prefix // tokens_per_frame) if tokens_per_frame else left)
         left -= owned[-1]
     return owned
