@@ -113,10 +113,20 @@ def test_what_is_frozen_for_good_has_no_optimizer_state(stage: int) -> None:
     assert expected <= sum(one.total() for one in held) <= 1.02 * expected
 
 
-@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_resume_before_or_after_the_thaw_goes_on_bit_for_bit(stage: int) -> None:
-    """A run of six steps saves after three: the part thaws at that step, or later."""
-    for until in (2, helpers.EVERY, 4):
+@pytest.mark.parametrize(
+    ("stage", "thaws"),
+    [
+        (1, (4,)),
+        (2, (2, helpers.EVERY, 4)),
+        pytest.param(1, (2, helpers.EVERY), marks=pytest.mark.slow),
+        pytest.param(3, (2, helpers.EVERY, 4), marks=pytest.mark.slow),
+    ],
+)
+def test_a_resume_before_or_after_the_thaw_goes_on_bit_for_bit(
+    stage: int, thaws: tuple[int, ...]
+) -> None:
+    """A run of six steps saves after three: the part thaws before, at that step, or later."""
+    for until in thaws:
         changes = (f"model.freeze.vision={until}", "optim.lr_at.4.language=1e-4")
         recipe = helpers.recipe(runs.new_folder(), *changes)
         whole = ranks(2).run(runs.fit, recipe, stage)

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from tests.models import tiny
+from tests.train.allocated import allocated
 from vlm.models.foveated import FoveatedModel
 from vlm.train.activations import PassBytes, pass_bytes
 
 BATCH = tiny.make_batch([(9, 12), (0, 5), (4, 30)])
+#: bytes: single numbers, of which a CPU makes some more
+NUMBERS = 64
 
 
 def prepare(frozen: list[str], checkpointed: bool, chunks: int, **language: Any) -> FoveatedModel:
@@ -27,10 +30,12 @@ def prepare(frozen: list[str], checkpointed: bool, chunks: int, **language: Any)
     return model
 
 
-def estimated(mode: str, *setup: Any, **language: Any) -> PassBytes:
+def estimated(
+    mode: str, *setup: Any, dtype: torch.dtype = torch.bfloat16, **language: Any
+) -> PassBytes:
     with torch.device("meta"):
         model = prepare(*setup, **language)
-    return pass_bytes(model, BATCH, torch.bfloat16, mode)  # type: ignore[arg-type]
+    return pass_bytes(model, BATCH, dtype, mode)
 
 
 def saved(mode: str, *setup: Any) -> int:
@@ -63,6 +68,20 @@ def test_what_is_kept_for_the_backward_pass(mode: str, frozen: list[str]) -> Non
     assert estimated(mode, frozen, False, 1).kept == pytest.approx(
         saved(mode, frozen, False, 1), rel=0.05
     )
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("frozen", [[], ["vision"], ["connector", "language"]], ids=str)
+def test_what_is_kept_and_the_peak_are_those_of_the_allocator(
+    checkpointed: bool, frozen: list[str]
+) -> None:
+    """To the byte but for single numbers: in both passes, recomputed and in pieces, too."""
+    for mode, chunks in (("coarse_only", 1), ("coarse_fine", 3)):
+        setup = (frozen, checkpointed, chunks)
+        found = estimated(mode, *setup, dtype=torch.float32)
+        real = allocated(prepare(*setup), BATCH, mode)
+        assert found.kept == pytest.approx(real.kept, abs=NUMBERS)
+        assert found.peak == pytest.approx(real.peak, abs=NUMBERS)
 
 
 def test_checkpointing_and_pieces_keep_less() -> None:

@@ -1,12 +1,20 @@
 """Sums, time and advice of an estimate. Its parts are held to real passes in their own tests."""
 
+import itertools
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.models import tiny
 from tests.train import helpers
+from tests.train.allocated import allocated
 from vlm.config import COMPONENTS
+from vlm.data.plan.plan import Position
 from vlm.gpus import Gpu
+from vlm.train import data, workload
+from vlm.train import model as models
 from vlm.train.estimate import (
     BY_SPEED,
     RESERVED,
@@ -14,14 +22,25 @@ from vlm.train.estimate import (
     Fit,
     Hardware,
     _advice,
+    _worst_pass,
     estimate,
 )
 
 GIB = 2**30
 
 
-def run(folder: Path) -> Estimate:
-    recipe = helpers.recipe(folder)
+#: what a recipe changes, by family
+FAMILIES = {
+    "foveated": (),
+    "multi_token": ("model.family=multi_token", "model.connector={tokens_per_frame: 4}"),
+    "blind": ("model.family=blind", "model.freeze=[vision, connector]", "model.connector={}"),
+}
+#: with dropout a CPU has no attention that keeps what flash attention keeps
+NO_DROPOUT = "model.language.config.attention_dropout=0"
+
+
+def run(folder: Path, *overrides: str) -> Estimate:
+    recipe = helpers.recipe(folder, *overrides)
     config = {**helpers.resolved(2, 2), "bf16": {"enabled": True}}
     config["zero_optimization"] |= {"reduce_bucket_size": 1000, "allgather_bucket_size": 1000}
     hardware = Hardware(Gpu(1e12, 80.0), 1, 2, 0.5, 3.0)
@@ -45,6 +64,32 @@ def test_sums_time_and_money(tmp_path: Path) -> None:
     assert found.hours == pytest.approx(found.step_s * helpers.STEPS / 3600)
     assert found.price == pytest.approx(found.hours * 2 * 3.0)
     assert found.model_flops < found.hardware_flops
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_heaviest_micro_batches_bound_what_any_of_the_plan_really_takes(
+    family: str, tmp_path: Path
+) -> None:
+    recipe = helpers.recipe(tmp_path, NO_DROPOUT, *FAMILIES[family])
+    tokenizer = data.load_tokenizer(recipe)
+    work = workload.of_recipe(recipe, (tiny.SIZE, tiny.SIZE), 1)
+    model = models.build(recipe, len(tokenizer)).train()
+    mode = model.modes[0]
+    _, worst = _worst_pass(recipe, len(tokenizer), work, torch.float32, [mode])
+    source = data.open_source(recipe, tokenizer, training=True)
+    peaks = []
+    with closing(data.steps(source, recipe, 0, 1, Position())) as steps:
+        for step in itertools.islice(steps, len(source.plan.window(0))):
+            peaks += [allocated(model, batch, mode).peak for batch in step.batches]
+    assert len(peaks) >= 8
+    assert 0.9 * worst.peak < max(peaks) <= 1.001 * worst.peak
+
+
+@pytest.mark.parametrize("family", ["multi_token", "blind"])
+def test_baselines_are_estimated_too(family: str, tmp_path: Path) -> None:
+    found = run(tmp_path, *FAMILIES[family])
+    assert 0 < found.model_flops < found.hardware_flops and found.step_s > 0
+    assert found.fits["zero2"].activations > 0
 
 
 def fit(name: str, total: float, passing: float) -> Fit:
