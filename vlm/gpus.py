@@ -3,7 +3,8 @@
 Published figures of their makers: dense bf16 products with fp32 sums, no sparsity, full boost clock
 and power. Of these only the H100's (SXM; the H200 has the same chip) has a second source: NeMo
 Automodel publishes its MFU by 989 TFLOP/s. All others are noted from memory and still to be checked
-against their sheets. A chip under a lower power limit never reaches them. Not here: what is in this machine.
+against their sheets. A chip under a lower power limit never reaches them. Not here: what is in this
+machine.
 """
 
 from typing import NamedTuple
