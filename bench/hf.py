@@ -116,6 +116,7 @@ def train_hf(
             gradient_accumulation_steps=accumulate,
             num_train_epochs=1,
             max_grad_norm=settings["gradient_clipping"],
+            optim="adamw_torch_fused" if torch.cuda.is_available() else "adamw_torch",
             learning_rate=1e-4,
             bf16=settings["bf16"]["enabled"],
             deepspeed={
