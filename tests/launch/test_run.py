@@ -1,61 +1,23 @@
 """The launcher as it is started by hand, on two nodes that are real to ssh."""
 
-import json
-import os
 import runpy
-import subprocess
-import sys
-from collections.abc import Iterator
+import time
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pytest
 
-from tests.nodes import sshd
+from tests.launch.running import ROOT, launcher, nobody_stays, nodes, options, state, training
 from tests.nodes.sshd import Nodes
 from tests.train import helpers
 from vlm.errors import UserError
-from vlm.nodes.hostfile import to_text
 from vlm.train.metrics import read_rows
 
-ROOT = Path(__file__).parents[2]
+__all__ = ["nobody_stays", "nodes"]  # fixtures
+
 PLANTED = {"HF_TOKEN": "hf_planted_0001", "WANDB_API_KEY": "planted-0002"}
 FILED = "planted $(id) 0003"
-
-
-@pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    with sshd.nodes(tmp_path_factory.mktemp("nodes") / "ssh", 2) as started:
-        yield started
-
-
-def launcher(*argv: object, **variables: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "launch/run.py"), *map(str, argv)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **variables},
-    )
-
-
-def options(nodes: Nodes, folder: Path, *more: object) -> list[object]:
-    hostfile = folder / "hostfile"
-    hostfile.write_text(to_text(nodes.hosts))
-    found = ["--hostfile", hostfile, "--known-hosts", nodes.known_hosts, "--quick"]
-    port = sshd.free_port("127.0.0.2")
-    return [*found, "--master-port", port, "--min-free-gb", "0.01", *more]
-
-
-def training(folder: Path, *overrides: str) -> list[object]:
-    command = ["--", ROOT / "launch/train.py", "--ds_config", helpers.ds_file(2)]
-    recipe = ["--recipe", helpers.world() / "recipe.yaml", f"output_dir={folder}/run"]
-    return [*command, *recipe, *overrides]
-
-
-def state(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "run/launch/state.json").read_text())
+SECRETS = (*PLANTED.values(), FILED, "planted-in-the-host")
 
 
 def test_two_nodes_train(nodes: Nodes, tmp_path: Path) -> None:
@@ -65,6 +27,10 @@ def test_two_nodes_train(nodes: Nodes, tmp_path: Path) -> None:
     started = launcher(
         *options(nodes, tmp_path, "--env-file", env_file), *training(tmp_path), **PLANTED
     )
+    shown = set()  # by `ps`, to everybody
+    while started.poll() is None:
+        shown |= {" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"])}
+        time.sleep(0.2)
     output = started.communicate(timeout=240)[0]
     assert started.returncode == 0, output
     rows = read_rows(tmp_path / "run/metrics.jsonl")
@@ -75,11 +41,12 @@ def test_two_nodes_train(nodes: Nodes, tmp_path: Path) -> None:
     timeline = (tmp_path / "run/launch/timeline.log").read_text()
     assert "127.0.0.2 rank 0 | " in timeline and "127.0.0.3 | started" in timeline
     assert "vlm.train" in (tmp_path / "run/launch/logs/rank_00000.log").read_text()
+    assert not [line for line in shown if any(value in line for value in SECRETS)]
     env_file.unlink()
     for path in tmp_path.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
-            for secret in (*PLANTED.values(), FILED, "planted-in-the-host"):
+            for secret in SECRETS:
                 assert secret.encode() not in content, path
 
 

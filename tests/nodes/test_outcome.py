@@ -40,6 +40,7 @@ def test_the_first_to_fail_counts(code: int, expected: int, reason: str) -> None
 def test_a_code_that_only_the_agent_knows() -> None:
     tally = Tally(PLACES)
     tally.ended(1, 2, None, [])
+    tally.ended(1, 3, -9, [])  # its own host has ended it, because of the other one
     assert not tally.failed
     tally.done(1, {2: 7})
     assert tally.outcome().code == 7

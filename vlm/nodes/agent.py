@@ -32,6 +32,8 @@ from vlm.nodes.environment import for_ranks
 
 #: between looks at what ends
 LOOK_S = 0.1
+#: between torch's looks at ranks; seldom, for whoever looks first learns how one has ended
+MONITOR_S = 1.0
 #: for torch to notice that all ranks have ended, and to say so
 SAY_S = 5.0
 #: for all hosts to come to the first
@@ -87,7 +89,7 @@ def run(request: Request) -> dict[int, int]:
         rdzv_endpoint=f"{request.master_addr}:{request.master_port}",
         rdzv_configs={"rank": request.node_rank, "timeout": MEET_S},
         max_restarts=0,
-        monitor_interval=LOOK_S,
+        monitor_interval=MONITOR_S,
         logs_specs=DefaultLogsSpecs(log_dir=str(request.local / "torch")),
         shutdown_timeout=max(1, int(request.grace_s)),
     )

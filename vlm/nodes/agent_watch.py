@@ -152,11 +152,12 @@ class Watch:
     def _tell_log(self, local_rank: int) -> None:
         """Whole lines that are new since the last look."""
         path = rank.log_path(self._logs, self._first + local_rank)
-        if not path.exists():
+        try:
+            with path.open("rb") as file:
+                file.seek(self._read[local_rank])
+                data = file.read(CHUNK)
+        except OSError:  # not there yet, or storage that is away for a while
             return
-        with path.open("rb") as file:
-            file.seek(self._read[local_rank])
-            data = file.read(CHUNK)
         whole = data[: data.rfind(b"\n") + 1] if len(data) < CHUNK else data
         if whole:
             self._read[local_rank] += len(whole)

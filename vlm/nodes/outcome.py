@@ -54,6 +54,8 @@ class Tally:
         self._first: tuple[int, Fault] | None = None
         self._done: set[int] = set()
         self._lost: set[int] = set()
+        #: hosts of which a rank has ended with what only its agent will say; it may be the first
+        self._unknown: set[int] = set()
         self._hung = False
 
     @property
@@ -62,7 +64,9 @@ class Tally:
 
     def ended(self, index: int, rank: int, code: int | None, lines: Sequence[str]) -> None:
         """``code`` None: it has ended, the host will say with what."""
-        if code:
+        if code is None:
+            self._unknown.add(index)
+        elif code and index not in self._unknown:
             self._fail(index, rank, exit_code(code), in_words(code), lines)
 
     def done(self, index: int, codes: Mapping[int, int]) -> None:

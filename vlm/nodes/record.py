@@ -116,11 +116,7 @@ class Record:
 
     def end(self, outcome: Outcome, stacks: dict[int, Stack]) -> None:
         """Of an attempt: names what failed first, with its last lines."""
-        for rank, stack in sorted(stacks.items()):
-            folder = self._folder / STACKS / f"attempt_{self.state['attempt']:03d}"
-            folder.mkdir(parents=True, exist_ok=True)
-            text = f"process: {stack.state}\n\n{stack.text}"
-            (folder / f"rank_{rank:05d}.txt").write_text(self._hide(text), encoding="utf-8")
+        self._save_stacks(stacks)
         fault = outcome.fault
         if fault is None:
             return
@@ -130,6 +126,16 @@ class Record:
             log.info("    %s", self._clean(line))
         if stacks:
             self.say(f"stacks of all ranks: {self._folder / STACKS}")
+
+    def _save_stacks(self, stacks: dict[int, Stack]) -> None:
+        folder = self._folder / STACKS / f"attempt_{self.state['attempt']:03d}"
+        try:
+            for rank, stack in sorted(stacks.items()):
+                folder.mkdir(parents=True, exist_ok=True)
+                text = self._hide(f"process: {stack.state}\n\n{stack.text}")
+                (folder / f"rank_{rank:05d}.txt").write_text(text, encoding="utf-8")
+        except OSError as error:
+            self.say(f"stacks could not be saved: {error}")
 
     def finish(self, code: int) -> None:
         self.state |= {"phase": "ended", "exit_code": code, "ended": time.time()}
