@@ -94,7 +94,7 @@ def _cells(name: str, fits: bool, row: Scaled) -> list[str]:
         *(f"{row.sent_bytes / 1e9:.2f} GB", f"{row.sending_s:.3f} s", f"{row.step_s:.2f} s"),
         *(f"{row.busy_frac:.0%}", f"{row.checkpoint_bytes / 1e9:.1f} GB {row.checkpoint_s:.0f} s"),
         *(f"{row.mtbf_hours:,.0f} h", f"{row.interval_s / 60:.0f} min", f"{row.lost_frac:.2%}"),
-        *(f"{row.num_steps:,}", f"{row.hours:.1f}", price),
+        *(f"{row.num_steps:,}", f"{row.hours:.2f}", price),
     ]
 
 

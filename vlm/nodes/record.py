@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from vlm.errors import one_line
+from vlm.errors import EXIT_PREEMPTED, one_line
 from vlm.nodes.connection import Place, first_ranks
 from vlm.nodes.environment import hide
 from vlm.nodes.hang import Stack
@@ -121,7 +121,8 @@ class Record:
         if fault is None:
             return
         who = f"host {fault.host}" if fault.rank is None else f"rank {fault.rank} on {fault.host}"
-        self.say(f"first failure: {who}: {fault.reason}")
+        what = "first to leave" if outcome.code == EXIT_PREEMPTED else "first failure"
+        self.say(f"{what}: {who}: {fault.reason}")
         for line in fault.lines:
             log.info("    %s", self._clean(line))
         if stacks:
