@@ -151,6 +151,8 @@ def main(argv: Sequence[str]) -> int:
     kept = for_ranks(os.environ, request.env)
     os.environ.clear()
     os.environ.update(kept, SACCADE_AGENT=str(os.getpid()))
+    if request.num_local_ranks > 1:  # as torchrun does: ranks share the cores
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     # of an earlier attempt whose agent was killed, frozen or cut off
     if stuck := leftovers.kill(request.mark):
         events.send("fault", text=f"processes {stuck} of an earlier attempt cannot be killed")
