@@ -1,6 +1,7 @@
 """What the launcher does around attempts; those are stand-ins here, and real in test_supervise."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,25 @@ def test_a_dead_host_is_left_out_and_taken_back(world: Callable[..., World]) -> 
     assert found.run() == 0
     assert found.attempts == [{"a": 2, "b": 2}, {"a": 2}, {"a": 2, "b": 2}]
     assert "b: cannot be looked at" in found.timeline() and "b is back" in found.timeline()
+
+
+def test_a_host_that_passes_only_alone_is_not_taken_back_twice(
+    world: Callable[..., World],
+) -> None:
+    found = world(137, 75, 0)
+    found.long = 2
+    look = found.look
+
+    def picky(hosts: Sequence[Host]) -> list[Verdict]:
+        verdicts = look(hosts)
+        if len(hosts) == 2 and found.attempts:
+            verdicts[1].problems.append("torch differs")
+        return verdicts
+
+    found.look = picky  # type: ignore[method-assign]
+    found.before = lambda number: time.sleep(0.3 if number == 3 else 0)
+    assert found.run() == 0 and found.attempts[1:] == [{"a": 2}, {"a": 2}]
+    assert found.timeline().count("b is back") == 1
 
 
 def test_a_host_too_many_is_not_waited_for(world: Callable[..., World]) -> None:

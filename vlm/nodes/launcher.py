@@ -59,6 +59,9 @@ class Launcher:
         #: set by a signal handler, so no lock
         self._asked = False
         self._num_attempts = 0
+        #: hosts that were to be taken back; those that then did not pass beside the others
+        self._back: set[str] = set()
+        self._refused: set[str] = set()
 
     def stop(self) -> None:
         """Ends the job with a checkpoint. From any thread or signal handler."""
@@ -93,11 +96,18 @@ class Launcher:
             self._wait(max(decision.wait_s, fence_s))
             if self._asked:
                 break
-            found = self._plan.look(self._plan.hosts)
-            for verdict in found:
-                if not verdict.ok:
-                    self._record.say(line(verdict))
+            found = self._look_again()
         return code
+
+    def _look_again(self) -> list[Verdict]:
+        found = self._plan.look(self._plan.hosts)
+        for verdict in found:
+            if not verdict.ok:
+                self._record.say(line(verdict))
+        # or it would be taken back for ever: alone it passes
+        self._refused |= {v.host.name for v in found if not v.ok and v.host.name in self._back}
+        self._back.clear()
+        return found
 
     def _wait(self, seconds: float) -> None:
         stop = time.monotonic() + seconds
@@ -116,8 +126,9 @@ class Launcher:
     def _run_once(self, chosen: Sequence[Place]) -> tuple[Outcome, float]:
         self._num_attempts += 1
         used = {place.host.name for place in chosen}
-        spare = [host for host in self._plan.hosts if host.name not in used]
-        self._record.begin(self._num_attempts, chosen, [host.name for host in spare])
+        unused = [host for host in self._plan.hosts if host.name not in used]
+        spare = [host for host in unused if host.name not in self._refused]
+        self._record.begin(self._num_attempts, chosen, [host.name for host in unused])
         ranks = sum(place.num_ranks for place in chosen)
         self._record.say(
             f"attempt {self._num_attempts}: {ranks} ranks on {', '.join(sorted(used))}"
@@ -160,7 +171,8 @@ class Launcher:
             good = [verdict for verdict in self._plan.look(spare) if verdict.ok]
             more = slots + sum(verdict.host.slots for verdict in good)
             if restart.world_size(more, self._plan.micro_batches) > ranks and not over.is_set():
-                names = ", ".join(verdict.host.name for verdict in good)
+                self._back = {verdict.host.name for verdict in good}
+                names = ", ".join(sorted(self._back))
                 self._record.say(f"{names} is back: saving, to go on with more ranks")
                 attempt.stop()
                 return
