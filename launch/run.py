@@ -91,7 +91,8 @@ def _plan(
 
     job = _job(args, script, job_folder, env)
     micro_batches = None if recipe is None else recipe.data.micro_batches
-    return Plan(job, listed, args.master_port, micro_batches, first_look, looker.look)
+    looks = (first_look, looker.look, looker.glance)
+    return Plan(job, listed, args.master_port, micro_batches, *looks)
 
 
 def _job(

@@ -56,7 +56,7 @@ class World:
         return mock.Mock(wait=wait, stop=stopped.set, stacks={}, median_step_s=None)
 
     def run(self, max_restarts: int = 3, micro_batches: int = 4) -> int:
-        plan = Plan(JOB, HOSTS, 1, micro_batches, self.look, self.look, return_s=0.05)
+        plan = Plan(JOB, HOSTS, 1, micro_batches, self.look, self.look, self.look, return_s=0.05)
         record = Record(self.folder, "job", [])
         self.made = Launcher(plan, Restarts(max_restarts, None), record)
         return launcher.run(self.made, record)

@@ -37,6 +37,7 @@ class Plan:
     Attributes:
         first_look: of all hosts, before anything starts: all of them have to pass.
         look: again, before a restart.
+        glance: at hosts that are not in use, while the others are.
         micro_batches: of a global step, which ranks have to share evenly; None: no matter.
         return_s: between looks at hosts that are not in use.
     """
@@ -47,6 +48,7 @@ class Plan:
     micro_batches: int | None
     first_look: Look
     look: Look
+    glance: Look
     return_s: float = RETURN_S
 
 
@@ -168,7 +170,7 @@ class Launcher:
         slots = sum(place.host.slots for place in chosen)
         ranks = sum(place.num_ranks for place in chosen)
         while not over.wait(self._plan.return_s):
-            good = [verdict for verdict in self._plan.look(spare) if verdict.ok]
+            good = [verdict for verdict in self._plan.glance(spare) if verdict.ok]
             more = slots + sum(verdict.host.slots for verdict in good)
             if restart.world_size(more, self._plan.micro_batches) > ranks and not over.is_set():
                 self._back = {verdict.host.name for verdict in good}

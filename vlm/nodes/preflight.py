@@ -33,7 +33,7 @@ def look(
     folder: Path,
     wanted: Wanted,
     files: Mapping[str, int],
-    port: int,
+    port: int | None,
 ) -> list[Verdict]:
     """Verdicts on all hosts, in their order.
 
@@ -41,7 +41,7 @@ def look(
         python: the interpreter on each host.
         folder: the checkout on each host.
         files: bytes of files that must be there.
-        port: where the first host will listen.
+        port: where the first host will listen; None: nobody does, each is looked at by itself.
     """
     request = {
         "what": "facts",
@@ -57,7 +57,7 @@ def look(
         lambda host: _look_at(host, ask, {**request, "port": port if host is first else None}),
     )
     verdict.judge(verdicts, wanted)
-    if len(hosts) > 1 and not any(v.problems for v in verdicts):
+    if port is not None and len(hosts) > 1 and not any(v.problems for v in verdicts):
         _meet(verdicts, ask, port, Path(wanted.paths[0]))
     return verdicts
 

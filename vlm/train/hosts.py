@@ -56,6 +56,13 @@ class Looker:
     known_hosts: Path | None
 
     def look(self, hosts: Sequence[Host]) -> list[Verdict]:
+        return self._look(hosts, self.port)
+
+    def glance(self, hosts: Sequence[Host]) -> list[Verdict]:
+        """Each by itself, while a job runs on others."""
+        return self._look(hosts, None)
+
+    def _look(self, hosts: Sequence[Host], port: int | None) -> list[Verdict]:
         return preflight.look(
             hosts,
             self._run,
@@ -63,7 +70,7 @@ class Looker:
             folder=Path.cwd(),
             wanted=self.wanted,
             files=self.files,
-            port=self.port,
+            port=port,
         )
 
     def exercise(self, found: Sequence[Verdict]) -> float | None:
