@@ -135,6 +135,9 @@ def test_a_host_that_passes_only_alone_is_not_taken_back_twice(
 def test_a_host_too_many_is_not_waited_for(world: Callable[..., World]) -> None:
     found = world(0)
     assert found.run(micro_batches=2) == 0 and found.attempts == [{"a": 2}]
+    odd = world(0)
+    assert odd.run(micro_batches=3) == 0 and odd.attempts == [{"a": 2, "b": 1}]
+    assert "3 ranks on a, b; 1 slots idle, as 3 micro-batches are shared" in odd.timeline()
 
 
 def test_no_host_left(world: Callable[..., World]) -> None:

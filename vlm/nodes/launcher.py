@@ -132,9 +132,10 @@ class Launcher:
         spare = [host for host in unused if host.name not in self._refused]
         self._record.begin(self._num_attempts, chosen, [host.name for host in unused])
         ranks = sum(place.num_ranks for place in chosen)
-        self._record.say(
-            f"attempt {self._num_attempts}: {ranks} ranks on {', '.join(sorted(used))}"
-        )
+        text = f"attempt {self._num_attempts}: {ranks} ranks on {', '.join(sorted(used))}"
+        if idle := sum(place.host.slots for place in chosen) - ranks:
+            text += f"; {idle} slots idle, as {self._plan.micro_batches} micro-batches are shared"
+        self._record.say(text)
         begun = time.monotonic()
         self._attempt = attempt = Attempt(
             self._plan.job, chosen, self._plan.port, secrets.token_hex(8), self._hear
