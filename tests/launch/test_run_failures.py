@@ -174,7 +174,7 @@ def test_a_node_goes_down_and_comes_back(tmp_path: Path) -> None:
     """On one node with the same samples, until the other one is there again."""
     many = ("train.steps=100000", "train.checkpoint_every=50", "train.eval_every=100000")
     with sshd.nodes(tmp_path / "ssh", 2) as own:
-        given = options(own, tmp_path, "--grace-s", 5)
+        given = options(own, tmp_path, "--grace-s", 25)
         started = launcher(*given, *training(tmp_path, *many))
         at_step(tmp_path, 60)
         server = own.nodes[1].server

@@ -35,3 +35,11 @@ def test_the_timeline_and_the_state(tmp_path: Path) -> None:
     }
     assert (tmp_path / "stacks/attempt_002/rank_00000.txt").read_text().endswith("*** frame")
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and "s3cret" in p.read_text()]
+
+
+def test_a_torn_line_gets_its_end(tmp_path: Path) -> None:
+    (tmp_path / "timeline.log").write_text("half a li")
+    for text in ("one", "two"):
+        Record(tmp_path, "job", []).say(text)
+    lines = (tmp_path / "timeline.log").read_text().splitlines()
+    assert lines[0] == "half a li" and [line[-3:] for line in lines[1:]] == ["one", "two"]

@@ -42,7 +42,11 @@ class Record:
 
     def __init__(self, folder: Path, name: str, hidden: Sequence[str]) -> None:
         self._folder, self._hidden = folder, hidden
-        self._timeline = (folder / TIMELINE).open("a", encoding="utf-8", buffering=1)
+        path = folder / TIMELINE
+        torn = _torn(path)
+        self._timeline = path.open("a", encoding="utf-8", buffering=1)
+        if torn:
+            self._timeline.write("\n")
         self._places: Sequence[Place] = ()
         self._written = 0.0
         self.state: dict[str, Any] = {
@@ -162,3 +166,12 @@ class Record:
 
     def _hide(self, text: str) -> str:
         return hide(text, self._hidden)
+
+
+def _torn(path: Path) -> bool:
+    """Whether its last line has no end: the disk was full."""
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
