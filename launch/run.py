@@ -142,7 +142,9 @@ def _job_folder(args: argparse.Namespace, recipe: Recipe | None) -> Path:
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --detach must be found again by its name
     )
     hosts.add_arguments(parser)
     parser.add_argument("--job", type=Path, help="folder of logs and state (OUTPUT_DIR/launch)")
