@@ -96,6 +96,15 @@ class HealthConfig(Strict):
     clip_frac: float = Field(0.9, gt=0, le=1)
     #: share of the time in which the model waits for data
     data_wait_frac: float = Field(0.2, gt=0, le=1)
+    #: of foveated models: entropy of attention to a frame, as a share of the highest
+    uniform_attention_frac: float = Field(0.97, gt=0, le=1)
+    #: cosine of the queries of frames in a row
+    same_queries: float = Field(0.995, gt=0, le=1)
+    #: how far fine tokens are from coarse ones, in standard deviations
+    same_looks: float = Field(0.1, ge=0)
+    #: q_static's std, and visual over text std, are 1 within these factors
+    query_scale_factor: float = Field(2.0, gt=1)
+    visual_scale_factor: float = Field(5.0, gt=1)
     #: evaluations in a row in which the held-out loss, or its gap to the training loss, grew
     eval_rises: int = Field(3, gt=0)
 

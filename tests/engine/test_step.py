@@ -93,7 +93,7 @@ def reference(
         losses = {
             name: float(value.detach()) / batch.num_loss_tokens for name, value in sums.items()
         }
-        results.append(StepResult(losses, [], norm, {}, batch.num_loss_tokens, 0, True))
+        results.append(StepResult(losses, [], norm, {}, {}, batch.num_loss_tokens, 0, True))
     weights = {name: value.detach().numpy() for name, value in model.state_dict().items()}
     return Trained(results, weights, eval_losses(model, shapes))
 

@@ -15,7 +15,7 @@ def test_every_column_that_is_drawn_exists() -> None:
     lines = [line for chart in curves(rows) for line in chart.lines]
     one_at_a_time = [len(curves([{"step": 1, column: 1.0}])) for column in COLUMNS]
     assert len(lines) == sum(one_at_a_time), "a misspelt column would be drawn in neither"
-    assert len(lines) == 19
+    assert len(lines) == 27
 
 
 def test_train_and_eval_rows_meet_in_one_chart() -> None:

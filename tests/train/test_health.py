@@ -209,3 +209,46 @@ def test_what_went_on_is_what_never_stopped() -> None:
         alerts += run(after, losses[cut:], start=cut + 1)
         assert alerts == expected
         assert after.state == whole.state
+
+
+# --- where a foveated model looks ---------------------------------------------------------------
+
+GOOD_LOOKS = {
+    "attention_entropy": 3.5,
+    "attention_entropy_max": math.log(257),
+    "query_similarity": 0.97,
+    "look_change": 0.4,
+    "q_static_std": 1.0,
+    "visual_ratio": 1.2,
+}
+
+
+@pytest.mark.parametrize(
+    "check,changes",
+    [
+        ("uniform_attention", {"attention_entropy": 0.98 * math.log(257)}),
+        ("same_queries", {"query_similarity": 0.999}),
+        ("same_looks", {"look_change": 0.05}),
+        ("query_scale", {"q_static_std": 0.02}),
+        ("query_scale", {"q_static_std": 3.0}),
+        ("visual_scale", {"visual_ratio": 0.1}),
+        ("visual_scale", {"visual_ratio": 9.0}),
+    ],
+)
+def test_a_bad_look_raises_its_alert_once_in_a_while(check: str, changes: dict[str, float]) -> None:
+    health = make(warmup_steps=5, cooldown_steps=50)
+    looks = GOOD_LOOKS | changes
+    assert health.after_looks(1, looks) == [], "the first steps are not judged"
+    run(health, [2.0] * 10)
+    assert health.after_looks(10, GOOD_LOOKS) == []
+    (alert,) = health.after_looks(20, looks)
+    assert (alert.check, alert.severity, alert.step) == (check, "warning", 20)
+    assert health.after_looks(30, looks) == []
+    assert checks(health.after_looks(80, looks)) == {check}
+
+
+def test_clips_of_one_frame_have_no_frames_in_a_row() -> None:
+    health = make(warmup_steps=5)
+    run(health, [2.0] * 10)
+    single = {name: value for name, value in GOOD_LOOKS.items() if name != "query_similarity"}
+    assert health.after_looks(10, single) == []

@@ -1,5 +1,7 @@
 import csv
 import json
+from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,24 @@ def test_the_held_out_loss_is_that_of_the_saved_model() -> None:
     assert row["eval_loss"] == pytest.approx(sum(float(o.loss_sum) for o in outputs) / tokens)
     fine = sum(float(o.parts["fine"]) for o in outputs) / tokens
     assert row["eval_loss_fine"] == pytest.approx(fine)
+
+
+def test_looks_are_those_of_all_ranks_in_any_stage() -> None:
+    """Drop path makes them random, but for what depends on weights and text alone."""
+    recipe = runs.whole(2).recipe
+    source = open_source(recipe, training=True)
+    model = registry.build(recipe.model, len(source.collator.tokenizer), recipe.seed)
+    total: Counter[tuple[str, int]] = Counter()
+    with torch.no_grad(), closing(data.steps(source, recipe, 0, 1, Position())) as steps:
+        for batch in next(steps).batches:
+            for name, pair in model(batch, measure_all=True).measures.items():
+                total.update({(name, i): float(value) for i, value in enumerate(pair)})
+    two, three = (rows("train", stage)[0] for stage in (2, 3))
+    names = {name for name, _ in total}
+    assert {n: two[n] for n in names} == pytest.approx({n: three[n] for n in names}, rel=1e-3)
+    for name in ("attention_entropy_max", "q_static_std", "embedding_std"):
+        assert two[name] == pytest.approx(total[name, 0] / total[name, 1], rel=1e-4)
+    assert two["visual_ratio"] == pytest.approx(two["visual_std"] / two["embedding_std"])
 
 
 def test_stages_train_alike() -> None:

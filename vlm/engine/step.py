@@ -5,7 +5,7 @@ batches come from, logging, checkpoints, and anything about a model family.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -32,6 +32,8 @@ class StepResult(NamedTuple):
     grad_norm: float
     #: by component, of those where there is one that was measured
     grad_norms: dict[str, float]
+    #: means of what the model measured beside its losses, by name; nan where there was nothing
+    measures: dict[str, float]
     #: or pairs, where those are learned from
     num_loss_tokens: int
     #: micro-batches of all ranks that found no memory; the step was not applied then
@@ -44,8 +46,9 @@ class Pending(NamedTuple):
     """A step whose numbers may not have arrived yet."""
 
     names: tuple[str, ...]
+    measures: tuple[str, ...]
     #: float64: loss tokens, gradient norms of components, loss sums of names, sums and numbers of
-    #: tokens of groups, micro-batches without memory
+    #: tokens of groups, sums and counts of measures, micro-batches without memory
     numbers: Tensor
     arrived: torch.cuda.Event | None
     applied: bool
@@ -81,6 +84,7 @@ def train_step(
     # gradients are averaged over ranks: the number of ranks undoes it
     scale = (dist.world_size() / tokens[0]).float()
     sums: dict[str, Tensor] = {}
+    measures: dict[str, Tensor] = {}
     num_lost = torch.zeros(1, dtype=torch.float64, device=device)
     groups = torch.zeros(2, num_groups, dtype=torch.float64, device=device)
     for index, batch in enumerate(on_device(batches, device)):
@@ -88,12 +92,13 @@ def train_step(
         with agreed(engine, about) if agree else nullcontext():
             output, lost = ladder.forward(engine, batch, options)
         num_lost += lost
-        add(sums, output)
+        add(sums, losses_of(output))
+        add(measures, output.measures)
         groups += by_group(output, batch, num_groups)
         last = index == len(batches) - 1
         if last:
-            found = [torch.stack([*sums.values()]).double(), groups.flatten(), num_lost]
-            known = torch.cat(found)
+            found = [torch.stack([*sums.values()]).double(), groups.flatten()]
+            known = torch.cat([*found, *measures.values(), num_lost])
             totals = dist.sum_over_ranks(known)
             # gradients that are not finite are thrown away on all ranks; nobody waits for the loss
             scale = torch.where(totals[0] / tokens[0] <= loss_limit, scale, math.nan)
@@ -105,12 +110,18 @@ def train_step(
         # DeepSpeed holds rates back then; a recipe names them, and what thaws, by the step of a run
         engine.lr_scheduler.step()
     numbers, arrived = to_host(torch.cat([tokens, engine.grad_norms.take(), totals]))
-    return Pending(tuple(sums), numbers, arrived, finite and engine.was_step_applied())
+    applied = finite and engine.was_step_applied()
+    return Pending(tuple(sums), tuple(measures), numbers, arrived, applied)
 
 
-def add(sums: dict[str, Tensor], output: Any) -> None:
-    """Adds the loss sums of one micro-batch, on its device."""
-    for name, value in {"loss": output.loss_sum, **output.parts}.items():
+def losses_of(output: Any) -> dict[str, Tensor]:
+    """The loss sums of one micro-batch by name."""
+    return {"loss": output.loss_sum, **output.parts}
+
+
+def add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Adds what one micro-batch came to, on its device."""
+    for name, value in values.items():
         sums[name] = value.detach() + sums[name] if name in sums else value.detach()
 
 
@@ -120,8 +131,9 @@ def read(pending: Pending) -> StepResult:
         pending.arrived.synchronize()
     found = pending.numbers.tolist()
     edge = 1 + len(COMPONENTS)
-    tokens, norms, totals = found[0], found[1:edge], found[edge:]
-    groups = totals[len(pending.names) : -1]
+    tokens, norms, totals = found[0], found[1:edge], found[edge:-1]
+    tail = len(totals) - 2 * len(pending.measures)
+    groups, measured = totals[len(pending.names) : tail], totals[tail:]
     known: dict[str, float] = {
         name: norm for name, norm in zip(COMPONENTS, norms, strict=True) if not math.isnan(norm)
     }
@@ -131,8 +143,14 @@ def read(pending: Pending) -> StepResult:
         groups=list(zip(groups[: len(groups) // 2], groups[len(groups) // 2 :], strict=True)),
         grad_norm=total_norm if pending.applied else math.inf,
         grad_norms=known,
+        measures={
+            name: total / count if count else math.nan
+            for name, total, count in zip(
+                pending.measures, measured[::2], measured[1::2], strict=True
+            )
+        },
         num_loss_tokens=int(tokens),
-        num_lost=int(totals[-1]),
+        num_lost=int(found[-1]),
         applied=pending.applied,
     )
 
@@ -149,5 +167,5 @@ def eval_step(
     options: dict[str, Any] = {"measure_all": True} if mode is None else {"mode": mode}
     sums: dict[str, Tensor] = {}
     for batch in on_device(batches, engine.device):
-        add(sums, engine(batch, **options))
+        add(sums, losses_of(engine(batch, **options)))
     return {k: float(v) for k, v in sums.items()}, sum(b.num_losses for b in batches)

@@ -84,8 +84,31 @@ _PLOTS = (
     _Plot(
         title="Attention entropy",
         unit="nats",
-        lines=(_Line(column="attention_entropy", label="entropy"),),
-        note="High and flat: the model looks everywhere alike.",
+        lines=(
+            _Line(column="attention_entropy", label="fine"),
+            _Line(column="attention_entropy_static", label="coarse", style=1),
+            _Line(column="attention_entropy_max", label="everywhere alike", style=2),
+        ),
+        note="Near the highest: the model looks everywhere alike.",
+    ),
+    _Plot(
+        title="Looks",
+        unit="cosine of frames in a row; change in standard deviations",
+        lines=(
+            _Line(column="query_similarity", label="queries"),
+            _Line(column="look_similarity", label="what they saw", style=1),
+            _Line(column="look_change", label="change from coarse to fine", style=2),
+        ),
+        note="Queries at 1, or no change: nothing is chosen.",
+    ),
+    _Plot(
+        title="Scales",
+        unit="standard deviation",
+        lines=(
+            _Line(column="q_static_std", label="q_static"),
+            _Line(column="visual_std", label="visual tokens", style=1),
+            _Line(column="embedding_std", label="text embeddings", style=2),
+        ),
     ),
     _Plot(
         title="Peak memory",

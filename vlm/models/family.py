@@ -28,6 +28,8 @@ class Output(NamedTuple):
     parts: dict[str, Tensor]
     #: (T,) detached, of each learned token, of the part that matters most; None: not measured
     token_losses: Tensor | None = None
+    #: (2,) each, by name: a sum over frames or the like, and of how many (``vlm.models.looks``)
+    measures: dict[str, Tensor] = {}
 
 
 class Prefill(NamedTuple):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vlm.batch import Batch
-from vlm.models import generate
+from vlm.models import generate, looks
 from vlm.models.family import FamilyConfig, Output, Prefill, random_lm, random_tower
 from vlm.models.foveation import Foveation
 from vlm.models.language import LanguageModel, coordinates, new_cache, to_rows
@@ -72,8 +72,8 @@ class FoveatedModel(PreTrainedModel):
         # models that were exported before there were these
         passes, loss = connector.pop("fine_passes", 1), connector.pop("fine_loss", "final")
         self.fine_weights = pass_weights(passes, loss)
-        looks = {name: connector.pop(name, False) for name in ("shallow", "sees_itself")}
-        self.vision = VisionEncoder(tower, **looks)
+        ways = {name: connector.pop(name, False) for name in ("shallow", "sees_itself")}
+        self.vision = VisionEncoder(tower, **ways)
         self.language = LanguageModel(lm)
         self.connector = self.connector_class(
             vision_dim=self.vision.dim, language_dim=self.language.dim, **connector
@@ -98,7 +98,8 @@ class FoveatedModel(PreTrainedModel):
             return Output(total, {"fine": total, **measured}, losses)
         _, cache = self.vision(batch.frames)
         text = self.language.embed(batch.input_ids)
-        tokens = self.connector(self.vision, cache, self.static_queries(batch))
+        queries = self.static_queries(batch)
+        tokens = self.connector(self.vision, cache, queries)
         if mode == "coarse_only":
             hidden = self.language(fill(text, batch.frame_index, tokens), batch)
             losses = self.language.token_losses(hidden, batch)
@@ -107,6 +108,7 @@ class FoveatedModel(PreTrainedModel):
             coarse, measured = objective(losses, batch)
             coarse = coarse + 0.0 * asked.sum().to(losses.dtype)
             return Output(coarse, {"coarse": coarse, **measured}, losses.detach())
+        static, looking = (queries, tokens), measure_all
         # what pairs are compared with is known of the last fine pass alone
         measure_all = measure_all and batch.reference is None
         names = self.pass_names
@@ -115,8 +117,10 @@ class FoveatedModel(PreTrainedModel):
         asking: Tensor | None = None
         for name, weight in weights.items():
             if asking is not None:
-                tokens = self.connector(self.vision, cache, self.next_queries(batch, asking))
+                queries = self.next_queries(batch, asking)
+                tokens = self.connector(self.vision, cache, queries)
             asking, hidden_of[name] = self._read(text, tokens, batch, weight, measure_all)
+        measures = self._looks(batch, cache, text, static, (queries, tokens)) if looking else {}
         losses_of = {
             name: self._score(hidden, batch, weights[name])
             for name, hidden in reversed(hidden_of.items())
@@ -124,11 +128,42 @@ class FoveatedModel(PreTrainedModel):
         }
         if batch.reference is not None:
             total, measured = objective(losses_of["fine"], batch)
-            return Output(total, {"fine": total, **measured}, losses_of["fine"].detach())
+            parts = {"fine": total, **measured}
+            return Output(total, parts, losses_of["fine"].detach(), measures)
         parts = {name: losses.sum() for name, losses in losses_of.items()}
         loss = sum(weights[name] * part for name, part in parts.items() if weights[name] > 0)
         reported = {name: part for name, part in parts.items() if name in REPORTED}
-        return Output(loss, reported, losses_of["fine"].detach())
+        return Output(loss, reported, losses_of["fine"].detach(), measures)
+
+    @torch.no_grad()
+    def _looks(
+        self,
+        batch: Batch,
+        cache: list[LayerCache],
+        text: Tensor,
+        static: tuple[Tensor, Tensor],
+        fine: tuple[Tensor, Tensor],
+    ) -> dict[str, Tensor]:
+        """What the two looks at every frame, each of queries (F, Q) and tokens (F, H), were like.
+
+        Random numbers of training stay as they are.
+        """
+        with torch.random.fork_rng([text.device] if text.is_cuda else []):
+            maps = [
+                self.vision.attention(self.connector.query_input_proj(queries), cache)
+                for queries, _ in (static, fine)
+            ]
+        is_text = torch.ones(len(text), dtype=torch.bool, device=text.device)
+        is_text[batch.frame_index] = False
+        owned = torch.full((len(batch.frames),), batch.has_frames, device=text.device)
+        return looks.measure(
+            looks.Looks(*static, maps[0]),
+            looks.Looks(*fine, maps[1]),
+            text,
+            is_text,
+            owned & ~first_frames(batch),
+            owned,
+        )
 
     @property
     def pass_names(self) -> list[str]:

@@ -8,7 +8,7 @@ than the limit it broke. The state goes into the checkpoint. Not here: who is to
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -180,6 +180,13 @@ class Health:
             )
         return self._take()
 
+    def after_looks(self, step: int, looks: Mapping[str, float]) -> list[Alert]:
+        """Judges how a foveated model looks, by the names of ``vlm.models.looks``."""
+        if self.state.num_steps >= self._config.warmup_steps:
+            for check, message in _bad_looks(self._config, looks):
+                self._raise(step, check, "warning", message)
+        return self._take()
+
     def _limit(self, average: float | None, factor: float) -> float:
         if average is None or self.state.num_steps < self._config.warmup_steps:
             return math.inf
@@ -301,6 +308,36 @@ def expected_first_loss(
     """
     uniform = math.log(vocab_size)
     return (1 - tolerance_frac) * uniform if random_start else 0.0, (1 + tolerance_frac) * uniform
+
+
+def _bad_looks(config: HealthConfig, looks: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """(check, message) of all that keeps a model from choosing where to look."""
+    share = looks["attention_entropy"] / looks["attention_entropy_max"]
+    if share > config.uniform_attention_frac:
+        yield (
+            "uniform_attention",
+            f"the entropy of attention to frames is {share:.1%} of that of no choice at all, more "
+            f"than {config.uniform_attention_frac:.1%}",
+        )
+    if (cosine := looks.get("query_similarity", 0.0)) > config.same_queries:
+        yield (
+            "same_queries",
+            f"queries of frames in a row have a cosine of {cosine:.4f}, above "
+            f"{config.same_queries:g}: the language model asks every frame the same",
+        )
+    if looks["look_change"] < config.same_looks:
+        yield (
+            "same_looks",
+            f"fine tokens are {looks['look_change']:.3g} standard deviations from coarse ones, "
+            f"less than {config.same_looks:g}: what is asked does not change what is seen",
+        )
+    for check, name, what, factor in (
+        ("query_scale", "q_static_std", "the std of q_static", config.query_scale_factor),
+        ("visual_scale", "visual_ratio", "visual over text std", config.visual_scale_factor),
+    ):
+        if not 1 / factor <= looks[name] <= factor:
+            low, high = f"{1 / factor:.3g}", f"{factor:.3g}"
+            yield check, f"{what} is {looks[name]:.3g}, expected {low} to {high}"
 
 
 def _rose(values: list[float], times: int) -> bool:

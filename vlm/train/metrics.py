@@ -72,7 +72,16 @@ COLUMNS = (
     "text_frac",  # text-only samples among all
     "data_wait_frac",  # share of the time in which the model waited for data
     "peak_memory_gb",
-    "attention_entropy",
+    "attention_entropy",  # of the fine pass' queries on their frames, nats
+    "attention_entropy_static",  # of the coarse pass' one query
+    "attention_entropy_max",  # of attention that is alike everywhere
+    "query_similarity",  # cosine of the queries of two frames in a row
+    "look_similarity",  # of what they saw
+    "look_change",  # mean distance of fine from coarse tokens, in their standard deviations
+    "q_static_std",
+    "visual_std",  # of the tokens that frames become
+    "embedding_std",  # of the text's embeddings
+    "visual_ratio",  # of the two
     "eval_loss",
     "eval_loss_fine",
     "eval_loss_caption",

@@ -3,6 +3,7 @@
 Not here: what is done about what it finds (``vlm.train.incidents``).
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,6 +89,10 @@ class Watch:
         losses = {column(name): value for name, value in result.losses.items()}
         if "fine" in result.losses and "coarse" in result.losses:
             losses["loss_ratio"] = result.losses["coarse"] / result.losses["fine"]
+        looks = {name: value for name, value in result.measures.items() if not math.isnan(value)}
+        if looks:
+            looks["visual_ratio"] = looks["visual_std"] / looks["embedding_std"]
+            self.alerts.tell(self.health.after_looks(state.step, looks))
         row = {
             "event": "train",
             "epoch": state.epoch,
@@ -97,6 +102,7 @@ class Watch:
             "grad_norm": result.grad_norm,
             **{f"grad_norm_{name}": norm for name, norm in result.grad_norms.items()},
             **losses,
+            **looks,
             **self.group_losses.take(),
             **self.meter.values(),
             **self.health.values(state.step),

@@ -48,7 +48,8 @@ class Clip:
     duration_s: int
     shapes: tuple[Shape, ...]
     background: tuple[int, int, int]
-    named_by: str  # "shape" or "colour": how questions tell two shapes apart
+    named_by: str  # "shape", "colour" or "place": how questions tell shapes apart
+    size: tuple[int, int] = (HEIGHT, WIDTH)  # px
 
 
 def make_clip(rng: np.random.Generator, max_seconds: int = 16, two_frac: float = 0.1) -> Clip:
@@ -96,26 +97,26 @@ def _apart(first: Shape, second: Shape) -> bool:
 
 
 def render(clip: Clip, rng: np.random.Generator, fps: int = FPS) -> Iterator[np.ndarray]:
-    """Yields duration x fps frames of (HEIGHT, WIDTH, 3) uint8."""
+    """Yields duration x fps frames of (H, W, 3) uint8, ``clip.size`` large."""
     num_frames = clip.duration_s * fps
     last = num_frames - fps  # the last whole second shows the end of the path
     for index in range(num_frames):
-        frame = np.empty((HEIGHT, WIDTH, 3), np.float32)
+        frame = np.empty((*clip.size, 3), np.float32)
         frame[:] = clip.background
         progress = min(1.0, index / last) if last else 1.0
         for shape in clip.shapes:
-            cover = _coverage(shape, *shape.centre(progress))[..., None]
+            cover = _coverage(shape, shape.centre(progress), clip.size)[..., None]
             frame = frame * (1 - cover) + np.array(COLOURS[shape.colour], np.float32) * cover
-        frame += rng.normal(0, 2, (HEIGHT, WIDTH, 1))
+        frame += rng.normal(0, 2, (*clip.size, 1))
         yield frame.clip(0, 255).astype(np.uint8)
 
 
-_Y, _X = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32) + 0.5
-
-
-def _coverage(shape: Shape, x: float, y: float) -> np.ndarray:
-    """(HEIGHT, WIDTH) share of each pixel inside the shape, by its signed distance."""
-    dx, dy, r = _X - np.float32(x), _Y - np.float32(y), np.float32(shape.radius)
+def _coverage(shape: Shape, centre: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
+    """(H, W) share of each pixel inside the shape, by its signed distance."""
+    rows, columns = np.ogrid[0 : size[0], 0 : size[1]]
+    dx = columns.astype(np.float32) + np.float32(0.5) - np.float32(centre[0])
+    dy = rows.astype(np.float32) + np.float32(0.5) - np.float32(centre[1])
+    r = np.float32(shape.radius)
     if shape.shape == "square":
         distance = np.maximum(abs(dx), abs(dy)) - 0.88 * r
     elif shape.shape == "ring":
@@ -141,6 +142,11 @@ def conversation(clip: Clip, rng: np.random.Generator, max_turns: int = 5) -> li
         turns.append({"role": "user", "content": "Describe the video."})
         turns.append({"role": "assistant", "content": caption(clip)})
     return turns
+
+
+def group(clip: Clip) -> str:
+    """What a clip counts for beside its questions' tasks."""
+    return "one shape" if len(clip.shapes) == 1 else "two shapes"
 
 
 def _questions(clip: Clip, shape: Shape) -> list[tuple[str, str, str]]:

@@ -1,0 +1,80 @@
+"""How a foveated model looks: what tells whether its queries choose anything.
+
+Measured beside a forward pass, from what it has computed already: a query costs a tower one token
+of the hundreds that a frame has. Nothing here waits for the device. Not here: what counts as
+unhealthy (``vlm.train.health``).
+
+Legend: F frames, P tokens of a frame, N tokens, Q query width, H language width.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Looks(NamedTuple):
+    """One look at every frame of a micro-batch."""
+
+    #: (F, Q)
+    queries: Tensor
+    #: (F, H), as the language model gets them
+    tokens: Tensor
+    #: (F, layers, heads, P) probabilities
+    attention: Tensor
+
+
+def measure(
+    static: Looks, fine: Looks, text: Tensor, is_text: Tensor, follows: Tensor, owned: Tensor
+) -> dict[str, Tensor]:
+    """What the coarse and the last fine pass did, by name.
+
+    Args:
+        text: (N, H) embeddings.
+        is_text: (N,) True where no frame stands.
+        follows: (F,) True at frames with another one of the same sample before them.
+        owned: (F,) False at a blank frame that no sample owns.
+
+    Returns:
+        (2,) float64 each: a sum and of how many, so that micro-batches and ranks add up.
+    """
+    static, fine = (Looks(*(part.float() for part in looks)) for looks in (static, fine))
+    some, visual = owned.any(), owned[:, None]
+    spread = std(static.tokens, visual)
+    change = (fine.tokens - static.tokens).abs().mean(-1) / spread.clamp_min(1e-12)
+    found = {
+        "attention_entropy": (entropy(fine.attention), owned),
+        "attention_entropy_static": (entropy(static.attention), owned),
+        "attention_entropy_max": (fine.tokens.new_tensor(math.log(fine.attention.shape[-1])), some),
+        "query_similarity": (to_the_one_before(fine.queries), follows),
+        "look_similarity": (to_the_one_before(fine.tokens), follows),
+        "look_change": (change, owned),
+        "q_static_std": (static.queries[0].std(correction=0), some),
+        "visual_std": (std(fine.tokens, visual), some),
+        "embedding_std": (std(text.float(), is_text[:, None]), some),
+    }
+    return {name: _sum(values, where) for name, (values, where) in found.items()}
+
+
+def entropy(attention: Tensor) -> Tensor:
+    """(F, layers, heads, P) -> (F,) nats, the mean over layers and heads."""
+    return torch.special.entr(attention).sum(-1).mean((1, 2))
+
+
+def to_the_one_before(vectors: Tensor) -> Tensor:
+    """(F, D) -> (F,) cosine of each with the one before it; the first's is with the last."""
+    return F.cosine_similarity(vectors, vectors.roll(1, dims=0), dim=-1)
+
+
+def std(values: Tensor, where: Tensor) -> Tensor:
+    """Of all numbers of the rows of ``values`` (R, D) at which ``where`` (R, 1) is True."""
+    count = where.sum().clamp_min(1) * values.shape[-1]
+    mean = (values * where).sum() / count
+    return (((values - mean) ** 2 * where).sum() / count).sqrt()
+
+
+def _sum(values: Tensor, where: Tensor) -> Tensor:
+    kept = torch.where(where, values.double(), 0.0)
+    return torch.stack([kept.sum(), where.sum().double()])
