@@ -1,6 +1,6 @@
 """Judges a trained run on held-out samples: python launch/evaluate.py --run runs/quickstart
 
-Writes eval.json and report.html into the run's folder.
+Writes eval.json, report.html and attention/ (pictures) into the run's folder.
 """
 
 import argparse

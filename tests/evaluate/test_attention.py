@@ -7,8 +7,8 @@ import torch
 from tests.models.reference import plain_queries, sample
 from tests.models.tiny import IMAGE, make_batch, make_config, make_model
 from vlm.batch import Batch, build_batch
-from vlm.evaluate.attention import fine_attention
-from vlm.models.foveated import FoveatedModel
+from vlm.evaluate.attention import attention
+from vlm.models.foveated import FoveatedModel, Mode
 
 REGISTERS = {"model_type": "dinov2_with_registers", "num_register_tokens": 2}
 
@@ -39,20 +39,23 @@ def test_it_is_the_mean_over_layers_and_heads_of_each_frame_s_own_query(
     build: type[FoveatedModel], batch: Batch
 ) -> None:
     model = build()
-    found = fine_attention(model, batch)
+    seen = attention(model, batch)
     height, width = batch.frames.shape[2] // 8, batch.frames.shape[3] // 8
-    assert found.shape == (len(batch.frames), height, width)
-    assert found.dtype == np.float32
-    expected = []
-    for index in range(batch.num_samples):
-        frames, ids, _ = sample(batch, index)
-        queries = plain_queries(model, frames, ids, "coarse_fine")
-        _, cache = model.vision(frames)
-        maps = model.vision.attention(model.connector.query_input_proj(queries), cache)
-        expected += maps.mean(2).mean(1)[:, -height * width :].tolist()
-    assert np.allclose(found.reshape(len(found), -1), expected, atol=1e-6)
-    assert (found.sum((1, 2)) < 1).all(), "CLS and registers take their share"
-    assert np.abs(found[0] - found[-1]).max() > 1e-4
+    modes: tuple[Mode, ...] = ("coarse_only", "coarse_fine")
+    for mode, maps in zip(modes, seen, strict=True):
+        found = np.stack(maps)
+        assert found.shape == (len(batch.frames), height, width)
+        assert found.dtype == np.float32
+        expected = []
+        for index in range(batch.num_samples):
+            frames, ids, _ = sample(batch, index)
+            queries = plain_queries(model, frames, ids, mode)
+            _, cache = model.vision(frames)
+            plain = model.vision.attention(model.connector.query_input_proj(queries), cache)
+            expected += plain.mean(2).mean(1)[:, -height * width :].tolist()
+        assert np.allclose(found.reshape(len(found), -1), expected, atol=1e-6)
+        assert (found.sum((1, 2)) < 1).all(), "CLS and registers take their share"
+        assert np.abs(found[0] - found[-1]).max() > 1e-4
 
 
 @pytest.mark.parametrize("build", [make_model, with_registers])
@@ -71,11 +74,11 @@ def test_a_patch_s_place_in_the_map_is_its_place_in_the_picture(build: type[Fove
         at_token[..., token] = 1
         original = model.vision.attention
         model.vision.attention = lambda query, cache, maps=at_token: maps  # type: ignore[method-assign]
-        found = fine_attention(model, batch)
+        found = attention(model, batch).fine
         model.vision.attention = original  # type: ignore[method-assign]
-        assert found[0, row, column] == 1 and found[0].sum() == 1
+        assert found[0][row, column] == 1 and found[0].sum() == 1
 
 
 def test_without_frames_there_is_nothing_to_map() -> None:
     with pytest.raises(AssertionError):
-        fine_attention(make_model(), make_batch([(0, 5)]))
+        attention(make_model(), make_batch([(0, 5)]))

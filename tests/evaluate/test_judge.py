@@ -56,6 +56,12 @@ def test_it_writes_what_the_report_and_its_readers_need(run: Path) -> None:
     page = report.read_text()
     for text in ("world", "1,234", "5 s", "What colour is it?", "00000000"):
         assert text in page
+    drawn = sorted(path.name for path in (run / "attention").iterdir())
+    kinds = ("gif", "png")
+    assert drawn == [f"clip_{n:02d}.{kind}" for n in range(NUM_SAMPLES) for kind in kinds]
+    (run / "attention" / "clip_77.png").touch()
+    judge(run, 3)
+    assert len(list((run / "attention").iterdir())) == 6, "those of an earlier one are gone"
 
 
 def test_its_numbers_are_those_of_the_parts(run: Path, made: Path) -> None:

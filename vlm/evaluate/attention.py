@@ -1,4 +1,6 @@
-"""Where the fine pass looks, frame by frame."""
+"""Where the coarse and the fine pass look, frame by frame."""
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -7,16 +9,26 @@ from vlm.batch import Batch
 from vlm.models.foveated import FoveatedModel
 
 
-@torch.no_grad()
-def fine_attention(model: FoveatedModel, batch: Batch) -> np.ndarray:
-    """(F, h, w): attention of each frame's own query to its patches, mean of layers and heads.
+class Attention(NamedTuple):
+    """Of each frame (gh, gw): attention to its patches, mean of layers and heads.
 
     CLS and registers are left out, so a map sums to less than 1.
     """
+
+    #: of the static query
+    coarse: list[np.ndarray]
+    #: of each frame's own query in the last fine pass
+    fine: list[np.ndarray]
+
+
+@torch.no_grad()
+def attention(model: FoveatedModel, batch: Batch) -> Attention:
     assert batch.has_frames, batch.keys
     _, cache = model.vision(batch.frames)
-    queries = model.last_queries(batch, cache)
-    maps = model.vision.attention(model.connector.query_input_proj(queries), cache)
     height, width = model.vision.grid(batch.frames)
-    patches = maps.float().mean(dim=(1, 2))[:, -height * width :]
-    return patches.view(-1, height, width).cpu().numpy()
+    found = []
+    for queries in (model.static_queries(batch), model.last_queries(batch, cache)):
+        maps = model.vision.attention(model.connector.query_input_proj(queries), cache)
+        patches = maps.float().mean(dim=(1, 2))[:, -height * width :]
+        found.append(list(patches.view(-1, height, width).cpu().numpy()))
+    return Attention(*found)

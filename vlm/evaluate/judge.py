@@ -4,7 +4,7 @@
 2. Loss in all modes of the model, their ratio and gap, over whole conversations.
 3. Every question by itself, about true, blank and another sample's frames, and in other modes.
 4. 2 and 3 again with the question before the frames, or behind them, if the run wants both.
-5. ``eval.json`` and ``report.html`` in the run's folder.
+5. ``eval.json``, ``report.html`` and pictures of ``attention/`` in the run's folder.
 """
 
 import json
@@ -30,7 +30,8 @@ from vlm.data.load.collate import Collator, frame_size
 from vlm.data.load.reader import LoadedSample, Reader
 from vlm.data.plan import stream
 from vlm.errors import CheckpointError, DataError
-from vlm.evaluate.attention import fine_attention
+from vlm.evaluate.attention import Attention, attention
+from vlm.evaluate.look_pictures import write_pictures
 from vlm.evaluate.losses import compare, mode_losses
 from vlm.evaluate.questions import (
     Question,
@@ -50,6 +51,8 @@ log = logging.getLogger(__name__)
 
 SAMPLES_PER_BATCH = 64
 NUM_CLIPS = 12
+#: folder of a run
+ATTENTION = "attention"
 
 
 class HeldOut(NamedTuple):
@@ -97,6 +100,7 @@ def judge(run_dir: Path, max_samples: int) -> Path:
     }
     replace_text(run_dir / "eval.json", json.dumps(evaluation, indent=1))
     clips = _clips(model, held, questions, given, first)
+    _draw(run_dir / ATTENTION, clips)
     report = run_dir / "report.html"
     write_report(report, _report(metrics, recipe, model, evaluation, clips))
     return report
@@ -174,11 +178,14 @@ def _clips(
     for index in chosen:
         frames = samples[index].frames
         batch = prompt_batch(collator, [asked[index][0][0]], [frames], order)
+        looks = "coarse_fine" in model.modes
+        seen = attention(model, batch.to(model.device)) if looks else Attention([], [])
         clips.append(
             Clip(
                 key=keys[index],
                 frames=list(frames),
-                attention=_attention(model, batch.to(model.device)),
+                attention=seen.fine,
+                coarse_attention=seen.coarse,
                 questions=[
                     Answered(q.text, q.expected, text.strip(), q.task) for q, text in asked[index]
                 ],
@@ -187,9 +194,16 @@ def _clips(
     return clips
 
 
-def _attention(model: Any, batch: Batch) -> list[np.ndarray]:
-    """A map for each frame, where a family looks."""
-    return list(fine_attention(model, batch)) if "coarse_fine" in model.modes else []
+def _draw(folder: Path, clips: Sequence[Clip]) -> None:
+    """Pictures of where the model looked in each clip, in place of those of an earlier evaluation.
+
+    Nothing is drawn of a model that does not look.
+    """
+    for old in [*folder.glob("clip_*.png"), *folder.glob("clip_*.gif")]:
+        old.unlink()
+    for number, clip in enumerate(clips):
+        if clip.attention:
+            write_pictures(folder, number, clip.frames, clip.coarse_attention, clip.attention)
 
 
 def _report(

@@ -44,6 +44,8 @@ class Clip:
     frames: list[np.ndarray]
     #: (gh, gw) float each, one per frame; empty when the model has none
     attention: list[np.ndarray] = field(default_factory=list)
+    #: the same of the coarse pass
+    coarse_attention: list[np.ndarray] = field(default_factory=list)
     questions: list[Answered] = field(default_factory=list)
 
 

@@ -1,4 +1,4 @@
-"""Attention maps as images for the report page.
+"""Attention maps as images for the report page and ``vlm.evaluate.look_pictures``.
 
 Not here: the frames below them (`vlm.page`) and how the page lays one over the other.
 """
@@ -25,13 +25,18 @@ _HEAT = np.array(
 
 def heat_uri(attention: np.ndarray) -> str:
     """One pixel per cell of a (gh, gw) map: a PNG to be stretched over the frame, hard-edged."""
+    buffer = io.BytesIO()
+    Image.fromarray(heat_colours(attention)).save(buffer, "PNG", optimize=True)
+    return data_uri("png", buffer.getvalue())
+
+
+def heat_colours(attention: np.ndarray) -> np.ndarray:
+    """(gh, gw) -> (gh, gw, 4) uint8, scaled to the strongest cell."""
     weights = clean_attention(attention)
     share = weights / (weights.max() or 1.0)
     steps = np.linspace(0, 1, len(_HEAT))
     rgba = np.stack([np.interp(share, steps, channel) for channel in _HEAT.T], axis=-1)
-    buffer = io.BytesIO()
-    Image.fromarray(rgba.round().astype(np.uint8)).save(buffer, "PNG", optimize=True)
-    return data_uri("png", buffer.getvalue())
+    return rgba.round().astype(np.uint8)
 
 
 def peak(attention: np.ndarray) -> float:

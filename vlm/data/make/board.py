@@ -1,4 +1,4 @@
-"""A still board of up to nine shapes, and a question that names one of them by its place.
+"""A still board of nine fields, of which some hold shapes, and a question that names a field.
 
 The world of ``vlm.data.make.shapes`` for models that choose where to look: the colours of so many
 shapes, drawn independently, are more than one small token holds, and the question stands before
@@ -9,26 +9,21 @@ import numpy as np
 
 from vlm.data.make.shapes import COLOURS, SHAPES, Clip, Shape
 
-PLACES = (
-    *("top left", "top", "top right"),
-    *("left", "middle", "right"),
-    *("bottom left", "bottom", "bottom right"),
-)
-SIDE = 3
+SIDE = 3  # fields, which are numbered from 1 in the order of reading
 CELL = 16  # px
-JITTER = 1.0  # px that a centre may be off the middle of its cell
+JITTER = 1.0  # px that a centre may be off the middle of its field
 DURATION_S = 2
 
 
 def make_clip(rng: np.random.Generator) -> Clip:
-    """Draws one clip, in which nothing moves: one to nine shapes, each in a place of its own."""
-    places = rng.permutation(len(PLACES))[: int(rng.integers(1, len(PLACES) + 1))]
+    """Draws one clip, in which nothing moves: one to nine shapes, each in a field of its own."""
+    fields = rng.permutation(SIDE**2)[: int(rng.integers(1, SIDE**2 + 1))]
     background = tuple(int(v) for v in rng.integers(0, 30, 3))
     return Clip(
         duration_s=DURATION_S,
-        shapes=tuple(_make_shape(rng, int(index)) for index in places),
+        shapes=tuple(_make_shape(rng, int(index)) for index in fields),
         background=background,  # type: ignore[arg-type]
-        named_by="place",
+        named_by="field",
         size=(SIDE * CELL, SIDE * CELL),
     )
 
@@ -40,17 +35,17 @@ def _make_shape(rng: np.random.Generator, index: int) -> Shape:
     return Shape(colour, shape, "right", float(rng.uniform(5, 6)), (x, y), 0.0)
 
 
-def place(shape: Shape) -> str:
-    """The name of the cell that a shape is in."""
+def field(shape: Shape) -> int:
+    """The number of the field that a shape is in."""
     column, row = (int(v / CELL) for v in shape.start)
-    return PLACES[SIDE * row + column]
+    return SIDE * row + column + 1
 
 
 def conversation(clip: Clip, rng: np.random.Generator) -> list[dict[str, str]]:
     """One question about one of the shapes, and its answer."""
     shape = clip.shapes[int(rng.integers(len(clip.shapes)))]
     return [
-        {"role": "user", "content": f"What colour is the shape at the {place(shape)}?"},
+        {"role": "user", "content": f"What colour is field {field(shape)}?"},
         {"role": "assistant", "content": shape.colour, "task": "colour"},
     ]
 

@@ -48,7 +48,7 @@ class Clip:
     duration_s: int
     shapes: tuple[Shape, ...]
     background: tuple[int, int, int]
-    named_by: str  # "shape", "colour" or "place": how questions tell shapes apart
+    named_by: str  # "shape", "colour" or "field": how questions tell shapes apart
     size: tuple[int, int] = (HEIGHT, WIDTH)  # px
 
 

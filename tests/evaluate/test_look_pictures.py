@@ -1,0 +1,82 @@
+"""Strips and animations, read back pixel by pixel."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlm.evaluate import look_pictures
+from vlm.evaluate.look_pictures import GAP, LABEL_HEIGHT, LABEL_WIDTH, SIDE, write_pictures
+
+GREY = np.full((32, 64, 3), 128, np.uint8)
+WIDTH, HEIGHT = SIDE, SIDE // 2
+
+
+def one_cell(row: int, column: int) -> np.ndarray:
+    """(2, 4) with all attention in one cell."""
+    found = np.zeros((2, 4))
+    found[row, column] = 0.5
+    return found
+
+
+def panel(sheet: Image.Image, row: int, column: int) -> np.ndarray:
+    x, y = LABEL_WIDTH + column * (WIDTH + GAP), LABEL_HEIGHT + row * (HEIGHT + GAP)
+    return np.asarray(sheet)[y : y + HEIGHT, x : x + WIDTH].astype(int)
+
+
+def cell(panel: np.ndarray, row: int, column: int) -> np.ndarray:
+    return panel[32 * row + 16, 32 * column + 16]
+
+
+def write(folder: Path, num_frames: int, number: int = 3) -> tuple[Image.Image, Image.Image]:
+    coarse = [one_cell(0, 0)] * num_frames
+    fine = [one_cell(1, t % 4) for t in range(num_frames)]
+    write_pictures(folder, number, [GREY] * num_frames, coarse, fine)
+    paths = [folder / f"clip_{number:02d}.{kind}" for kind in ("png", "gif")]
+    assert sorted(folder.iterdir()) == sorted(paths)
+    return Image.open(paths[0]), Image.open(paths[1])
+
+
+def test_a_strip_has_a_column_for_each_frame_and_a_row_for_each_pass(tmp_path: Path) -> None:
+    strip, _ = write(tmp_path / "attention", 3)
+    for column in range(3):
+        assert (panel(strip, 0, column) == 128).all(), "the frame itself"
+        coarse, fine, change = (panel(strip, row, column) for row in (1, 2, 3))
+        assert cell(coarse, 0, 0).sum() > 2 * cell(coarse, 1, column).sum()
+        assert cell(fine, 1, column).sum() > 2 * cell(fine, 0, 0).sum()
+        red, _, blue = cell(change, 1, column)
+        assert red > 2 * blue, "looked at more"
+        red, _, blue = cell(change, 0, 0)
+        assert blue > 2 * red, "looked at less"
+        assert (cell(change, 1, (column + 1) % 4) == 128).all(), "alike"
+
+
+def test_an_animation_shows_every_frame(tmp_path: Path) -> None:
+    strip, animation = write(tmp_path, 5)
+    assert animation.n_frames == 5 and animation.info["duration"] == look_pictures.FRAME_MS  # type: ignore[attr-defined]
+    assert animation.size == (4 * (WIDTH + GAP) - GAP, LABEL_HEIGHT + HEIGHT)
+    for index in (0, 4):
+        animation.seek(index)
+        shown = np.asarray(animation.convert("RGB"))[LABEL_HEIGHT:].astype(int)
+        for row in range(4):
+            left = row * (WIDTH + GAP)
+            # a GIF has 256 colours
+            assert np.abs(shown[:, left : left + WIDTH] - panel(strip, row, index)).mean() < 6
+
+
+def test_of_long_clips_a_strip_shows_some_from_first_to_last(tmp_path: Path) -> None:
+    strip, animation = write(tmp_path, 64)
+    assert strip.width == LABEL_WIDTH + look_pictures.MAX_COLUMNS * (WIDTH + GAP)
+    assert animation.n_frames > 1  # type: ignore[attr-defined]
+    last = panel(strip, 2, look_pictures.MAX_COLUMNS - 1)
+    assert cell(last, 1, 3).sum() > 2 * cell(last, 1, 0).sum(), "frame 63 looks at the last column"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 0.0])
+def test_odd_attention_draws_nothing_and_breaks_nothing(value: float) -> None:
+    odd = np.full((2, 4), value)
+    clear = look_pictures.change_colours(odd, odd)
+    assert clear.shape == (2, 4, 4) and (clear[..., 3] == 0).all()
+    frame, *_, change = look_pictures.panels(GREY, odd, odd)
+    assert np.array_equal(np.asarray(frame), np.asarray(change))
