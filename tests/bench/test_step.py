@@ -36,7 +36,7 @@ def test_contestants_run_and_are_compared() -> None:
 
 @pytest.mark.slow
 def test_a_geometry_has_a_utilisation_and_no_hugging_face() -> None:
-    (figures,) = ranks(1).run(measured, "tiny")
+    (figures,) = ranks(1).run(measured, "tiny", timeout_s=300)
     assert list(figures["contestants"]) == ["toolkit", "bare"]
     assert figures["mfu"]["toolkit"]["flops_per_s"] > 0
     assert figures["mfu"]["toolkit"]["mfu_frac"] is None  # nobody publishes a CPU's peak
