@@ -91,3 +91,26 @@ def test_a_seed_decides_what_is_drawn() -> None:
         for seed in (1, 1, 2)
     )
     assert one == same != other
+
+
+def test_any_of_several_tokens_ends_an_answer() -> None:
+    model, batch = make_model(), make_batch(PROMPTS)
+    free = generate(model, batch, eos_token_id=-1, max_new_tokens=6)
+    stops = [free[0][2], free[1][3]]
+    found = generate(model, batch, eos_token_id=stops, max_new_tokens=6)
+    for row, whole in zip(found, free, strict=True):
+        end = next((i for i, token in enumerate(whole) if token in stops), len(whole))
+        assert row == whole[:end]
+
+
+def test_the_last_state_of_a_forward_over_the_answer_says_the_same() -> None:
+    """Teacher forcing: one forward over prompt and answer gives each token of it."""
+    model, batch = make_model(), make_batch(PROMPTS)
+    for index, new in enumerate(generate(model, batch, eos_token_id=-1, max_new_tokens=5)):
+        frames, ids, _ = sample(batch, index)
+        said = torch.cat([ids, torch.tensor(new)])
+        queries = plain_queries(model, frames, ids, "coarse_fine")
+        with torch.no_grad():
+            hidden = plain_hidden(model, frames, said, queries)
+            forced = model.language.logits(hidden[len(ids) - 1 : -1]).argmax(-1)
+        assert forced.tolist() == new

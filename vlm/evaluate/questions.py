@@ -139,7 +139,7 @@ def answer(
         ids = generate(
             model,
             prompt_batch(collator, asked, frames, order).to(model.device),
-            eos_token_id=collator.tokenizer.eos_token_id,
+            eos_token_id=chat.stop_ids(collator.tokenizer, collator.image_token),
             max_new_tokens=_longest(collator, asked) + 4,  # room to be seen to ramble
             mode=mode,
         )
