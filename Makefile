@@ -1,10 +1,10 @@
-# make quickstart | test | check | format | test-slow | test-gpu | clean
+# make quickstart | scenes | test | check | format | test-slow | test-gpu | clean
 # Each target first makes .venv and installs into it what it needs, once.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := test
 .DELETE_ON_ERROR:
-.PHONY: quickstart test check format test-slow test-gpu clean system-packages
+.PHONY: quickstart scenes test check format test-slow test-gpu clean system-packages
 
 PY := .venv/bin/python
 PIP := DS_BUILD_OPS=0 $(PY) -m pip install -qq --disable-pip-version-check
@@ -29,6 +29,22 @@ quickstart: .venv/.runtime
 	$(PY) tools/build_manifest.py data/quickstart/shards/eval --tokenizer data/quickstart/tokenizer --output data/quickstart/eval.parquet
 	deepspeed --num_gpus 2 launch/train.py --ds_config ds_configs/zero2.json --recipe recipes/quickstart.yaml
 	$(PY) launch/evaluate.py --run runs/quickstart
+
+# Perceiver in two stages and prefix on images of one shape each, judged with blank and shuffled ones.
+scenes: export DS_ACCELERATOR := cpu
+scenes: .venv/.runtime
+	rm -rf data/scenes runs/scenes_*
+	$(PY) tools/make_scenes_data.py --output data/scenes
+	for set in captions_train captions_eval questions_train questions_eval; do \
+	  $(PY) tools/precompute.py video --annotations data/scenes/$$set.jsonl --output data/scenes/shards/$$set --size 32 && \
+	  $(PY) tools/build_manifest.py data/scenes/shards/$$set --tokenizer data/scenes/tokenizer --output data/scenes/$$set.parquet || exit; \
+	done
+	$(PY) launch/train.py --ds_config ds_configs/zero2.json --recipe recipes/scenes/language.yaml
+	$(PY) tools/merge_adapter.py runs/scenes_language/checkpoints/step_00000300/model data/scenes/language --part language
+	for run in perceiver_stage1 perceiver_stage2 prefix; do \
+	  $(PY) launch/train.py --ds_config ds_configs/zero2.json --recipe recipes/scenes/$$run.yaml && \
+	  $(PY) launch/evaluate.py --run runs/scenes_$$run || exit; \
+	done
 
 test: .venv/.dev system-packages
 	$(PY) -m pytest -n 2 --dist loadfile -m "not gpu and not slow"

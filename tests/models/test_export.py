@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from tests.models.adapted import LORA, recipe, trained, write_base
-from tests.models.tiny import make_batch
+from tests.models.tiny import make_baseline, make_batch
 from vlm.errors import CheckpointError
 from vlm.models import export, registry
 
@@ -126,3 +126,20 @@ def test_every_tensor_of_an_export_has_its_name_in_the_model(tmp_path: Path) -> 
     }
     trained_names = {n for n, _ in model.named_parameters() if "lora_" in n or "connector" in n}
     assert trained_names <= names <= set(model.state_dict())
+
+
+def test_a_part_can_be_written_alone(tmp_path: Path) -> None:
+    """The merged language model, as transformers loads it without us."""
+    model, path = exported(tmp_path)
+    merged = registry.load(path, packed=False)
+    export.merge(merged)
+    export.part(merged, "language").save_pretrained(tmp_path / "language")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "language").eval()
+    ids = torch.randint(4, 50, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model.language.lm(input_ids=ids).logits
+        torch.testing.assert_close(plain(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+    assert export.part(merged, None) is merged
+    assert export.part(merged, "vision") is merged.vision.tower
+    with pytest.raises(CheckpointError, match="saccade_blind model has no vision to write"):
+        export.part(make_baseline(), "vision")

@@ -16,11 +16,14 @@ from typing import Any
 
 from torch import Tensor
 
+from vlm.errors import CheckpointError
 from vlm.models.adapters import is_adapted
 
 ADAPTER = "adapter"
 #: names of the language model's parameters
 LANGUAGE = "language.lm."
+#: where the parts lie that transformers knows
+PARTS = {"vision": ("vision", "tower"), "language": ("language", "lm")}
 
 
 def save(model: Any, weights: Mapping[str, Tensor], folder: Path) -> None:
@@ -65,6 +68,20 @@ def merge(model: Any) -> None:
     model.language.lm = lm
     model.config.language_config = plain_config(lm)
     model.config.base = None
+
+
+def part(model: Any, name: str | None) -> Any:
+    """The model, or the transformers model that is one of its parts.
+
+    Raises:
+        CheckpointError: its family has no such part.
+    """
+    if name is None:
+        return model
+    owner, attribute = PARTS[name]
+    if not hasattr(model, owner):
+        raise CheckpointError(f"a {model.config.model_type} model has no {name} to write")
+    return getattr(getattr(model, owner), attribute)
 
 
 def plain_config(lm: Any) -> dict[str, Any]:
