@@ -17,17 +17,16 @@ from vlm.train.metrics import read_rows
 SEVEN = "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]"
 
 
-def overrides(base: Path, *more: str) -> list[str]:
+def overrides(base: Path, quantize: str = "nf4") -> list[str]:
     return [
         "model.family=perceiver",
         f"model.vision={{config: {CLIP}}}",
         f"model.connector={PERCEIVER}",
-        f"model.language={{pretrained: '{base}', quantize: nf4}}",
+        f"model.language={{pretrained: '{base}', quantize: {quantize}}}",
         f"model.language.lora={{rank: 4, targets: {SEVEN}}}",
         "model.freeze=[vision]",
         "data.budget=400",
         "optim.lr={connector: 5.0e-3, language: 5.0e-3}",
-        *more,
     ]
 
 
@@ -41,9 +40,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_adapters_on_4_bits_train_stop_and_go_on(base: Path) -> None:
-    whole = helpers.recipe(runs.new_folder(), *overrides(base))
-    steps = ranks(2).run(runs.fit, whole, 2)
+@pytest.mark.parametrize(("quantize", "stage"), [("nf4", 2), ("null", 3)])
+def test_adapters_train_stop_and_go_on(base: Path, quantize: str, stage: int) -> None:
+    """On 4-bit weights, and on weights that ZeRO-3 shares out."""
+    whole = helpers.recipe(runs.new_folder(), *overrides(base, quantize))
+    steps = ranks(2).run(runs.fit, whole, stage)
     losses = [step.result.losses["loss"] for step in steps[0]]
     assert losses[-1] < losses[0]
     path = runs.checkpoint(whole, helpers.STEPS) / MODEL
@@ -54,7 +55,7 @@ def test_adapters_on_4_bits_train_stop_and_go_on(base: Path) -> None:
 
     shutil.rmtree(runs.checkpoint(whole, helpers.STEPS))
     rows = [row for row in read_rows(whole.output_dir / "metrics.jsonl") if row["event"] == "train"]
-    again = ranks(2).run(runs.fit, whole, 2)
+    again = ranks(2).run(runs.fit, whole, stage)
     assert again == [own[helpers.EVERY :] for own in steps]
     now = [row for row in read_rows(whole.output_dir / "metrics.jsonl") if row["event"] == "train"]
     assert [row["loss"] for row in now] == [row["loss"] for row in rows]
