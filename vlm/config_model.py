@@ -172,9 +172,34 @@ class PrefixConfig(Strict):
     dropout: float = Field(0.1, ge=0, lt=1)
 
 
-Family = Literal["foveated", "foveated_latent", "multi_token", "blind", "perceiver", "prefix"]
+class CrossAttentionConfig(Strict):
+    """No place in the text: every layer looks at all of the tower's tokens (`cross_attention`)."""
+
+    #: which of the tower's tokens are looked at
+    reads: Literal["all", "cls", "patches"] = "all"
+
+    @property
+    def tokens_per_frame(self) -> int:
+        return 0
+
+
+Family = Literal[
+    "foveated",
+    "foveated_latent",
+    "multi_token",
+    "blind",
+    "perceiver",
+    "prefix",
+    "cross_attention",
+]
 ConnectorConfig = (
-    LatentConfig | FoveationConfig | PoolingConfig | BlindConfig | PerceiverConfig | PrefixConfig
+    LatentConfig
+    | FoveationConfig
+    | PoolingConfig
+    | BlindConfig
+    | PerceiverConfig
+    | PrefixConfig
+    | CrossAttentionConfig
 )
 CONNECTORS: dict[str, type[ConnectorConfig]] = {
     "foveated": FoveationConfig,
@@ -183,6 +208,7 @@ CONNECTORS: dict[str, type[ConnectorConfig]] = {
     "blind": BlindConfig,
     "perceiver": PerceiverConfig,
     "prefix": PrefixConfig,
+    "cross_attention": CrossAttentionConfig,
 }
 
 

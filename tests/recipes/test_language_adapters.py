@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.distributed import ranks
-from tests.models import tiny
+from tests.models import test_cross_attention, tiny
 from tests.recipes.test_fvlm import smollm
 from tests.train import helpers, runs
 from vlm import config
@@ -46,6 +46,17 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "projection_dim": 768,
         "vision_config": tower(1024, 24, 16, 4096, 224, 14),
     },
+    "google/vit-base-patch16-224-in21k": {
+        "model_type": "vit",
+        **tower(768, 12, 12, 3072, 224, 16),
+    },
+    "distilbert/distilgpt2": {
+        "model_type": "gpt2",
+        "n_embd": 768,
+        "n_layer": 6,
+        "n_head": 12,
+        "vocab_size": 50257,
+    },
     "google/siglip-base-patch16-224": {
         "model_type": "siglip",
         "vision_config": tower(768, 12, 12, 3072, 224, 16),
@@ -76,16 +87,18 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
 }
 RESAMPLER = 1_615_597_568
-#: recipe -> parameters of connector and adapters; those of the first two are published
+#: recipe -> trained parameters of tower, connector and language model; the first three published
 TRAINED = {
-    "anymal_stage1": (RESAMPLER, 0),
-    "anymal_stage2": (RESAMPLER, 167_772_160),
-    "prefix_captions_135m": (442_944, 1_843_200),
-    "prefix_captions_360m": (738_240, 3_276_800),
-    "prefix_captions_1.7b": (2_361_344, 6_291_456),
-    "prefix_captions_phi3": (2_362_368, 9_437_184),
+    "anymal_stage1": (0, RESAMPLER, 0),
+    "anymal_stage2": (0, RESAMPLER, 167_772_160),
+    "prefix_captions_135m": (0, 442_944, 1_843_200),
+    "prefix_captions_360m": (0, 738_240, 3_276_800),
+    "prefix_captions_1.7b": (0, 2_361_344, 6_291_456),
+    "prefix_captions_phi3": (0, 2_362_368, 9_437_184),
+    # ViT-base without its pooler; DistilGPT2 and a second attention of 2,363,904 in each block
+    "prefix_legacy_vit_gpt2": (85_798_656, 0, 81_912_576 + 6 * 2_363_904),
     # 768 x 2048 + 2048 + 2048 x 896 + 896; rank 16 on maps of 896, 128, 128 and 896 rows
-    "prefix_captions_qwen2": (3_410_816, 24 * 16 * (4 * 896 + 2 * 896 + 2 * 128)),
+    "prefix_captions_qwen2": (0, 3_410_816, 24 * 16 * (4 * 896 + 2 * 896 + 2 * 128)),
 }
 
 
@@ -137,11 +150,9 @@ def test_a_rehearsal_at_full_size(
     assert dry_run(recipe, helpers.resolved(2, 1, recipe.data.micro_batches)) == 0
     output = capsys.readouterr().out
     name = re.sub(r"_(paper|cc3m|llava)$", "", recipe.name)
-    connector, adapters = TRAINED[name]
-    assert counts(output, "connector") == (connector, connector)
-    assert counts(output, "language")[1] == adapters
-    assert counts(output, "vision")[1] == 0
-    assert counts(output, "all")[1] == connector + adapters
+    for part, expected in zip(("vision", "connector", "language"), TRAINED[name], strict=True):
+        assert counts(output, part)[1] == expected, part
+    assert counts(output, "all")[1] == sum(TRAINED[name])
     assert ("would not start yet: model.init_from" in output) == bool(recipe.model.init_from)
     if name == "prefix_captions_135m":
         assert counts(output, "all")[1] == 2_286_144
@@ -169,6 +180,7 @@ def test_a_step_has_about_the_published_number_of_samples() -> None:
         ("prefix/captions_1.7b", 64, 15),
         ("prefix/captions_phi3", 64, 15),
         ("prefix/captions_qwen2", 64, 15),
+        ("prefix/legacy_vit_gpt2", 64, 15),
     ):
         recipe = config.load(RECIPES / f"{name}.yaml")
         cost = recipe.model.connector.tokens_per_frame + tokens + recipe.data.frame_cost
@@ -185,6 +197,10 @@ def tiny_recipe(path: Path, folder: Path, base: Path, *more: str) -> Recipe:
     size = {"tokens_per_frame": 3, "num_layers": 2, "num_heads": 4}
     if recipe.model.family == "prefix":
         size = {"tokens_per_frame": 4, "hidden_dim": 40}
+    elif recipe.model.family == "cross_attention":
+        part, size = test_cross_attention.VIT, {}
+        more = (*more, f"model.language={json.dumps({'config': test_cross_attention.GPT2})}")
+        more = (*more, "model.language.config.vocab_size=300", "model.freeze=[]")
     overrides = [
         *on_images(),
         f"output_dir={folder}",

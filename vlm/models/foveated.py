@@ -52,6 +52,7 @@ class FoveatedModel(PreTrainedModel):
 
     config_class = FoveatedConfig
     towers = QUERYABLE
+    new_weights: tuple[str, ...] = ()
     connector_class: type[Foveation] = Foveation
     base_model_prefix = ""
     _supports_sdpa = True

@@ -31,6 +31,8 @@ class OnePass(PreTrainedModel):
     modes: tuple[Mode, ...] = ("one_pass",)
     train_modes: tuple[Mode, ...] = ("one_pass",)
     generate = generate.generate
+    #: parts of the names of weights that a pretrained language model may lack
+    new_weights: tuple[str, ...] = ()
     language: LanguageModel
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -40,9 +42,13 @@ class OnePass(PreTrainedModel):
         """(N, H)."""
         raise NotImplementedError
 
+    def hidden(self, batch: Batch) -> Tensor:
+        """(N, H) states of the language model behind every token."""
+        return self.language(self.embed(batch), batch)
+
     def forward(self, batch: Batch, mode: Mode = "one_pass", measure_all: bool = False) -> Output:
         """The loss of one micro-batch; there is no other mode, and nothing else to measure."""
-        losses = self.language.token_losses(self.language(self.embed(batch), batch), batch)
+        losses = self.language.token_losses(self.hidden(batch), batch)
         return Output(*objective(losses, batch), losses.detach())
 
     @torch.no_grad()

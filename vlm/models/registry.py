@@ -28,6 +28,7 @@ from vlm.config_model import (
 from vlm.errors import CheckpointError, ConfigError, one_line
 from vlm.models import adapters, export
 from vlm.models.baselines import BlindModel, MultiTokenModel
+from vlm.models.cross_attention import CrossAttentionModel
 from vlm.models.family import Base, FamilyConfig
 from vlm.models.foveated import FoveatedModel
 from vlm.models.latent import FoveatedLatentModel
@@ -42,7 +43,10 @@ FAMILIES: dict[str, Any] = {
     "blind": BlindModel,
     "perceiver": PerceiverModel,
     "prefix": PrefixModel,
+    "cross_attention": CrossAttentionModel,
 }
+#: language models whose blocks can have an attention to something else
+LOOKING = ("gpt2",)
 #: what transformers raises when a config cannot be built: it checks little before it computes
 BUILD_ERRORS = (
     ValueError,
@@ -92,8 +96,10 @@ def build(config: ModelConfig, vocab_size: int, seed: int) -> Any:
         language.vocab_size = vocab_size  # the class's default is some other tokenizer's
     if config.language.pretrained is None or _is_meta():
         language.vocab_size = max(language.vocab_size, vocab_size)
+    if config.family == "cross_attention":
+        _let_look(config.language, language)
     tower = None if config.family == "blind" else _tower(config)
-    lm = _language(config.language, language, vocab_size)
+    lm = _language(config.language, language, vocab_size, FAMILIES[config.family].new_weights)
     if tower is not None and config.vision.position_std is not None:
         where = TOWERS[tower.config.model_type].positions
         assert where is not None, tower.config.model_type  # refused by _check_vision
@@ -197,14 +203,31 @@ def part_config(part: PartConfig, name: str) -> PreTrainedConfig:
     return config
 
 
-def _language(part: LanguageConfig, config: PreTrainedConfig, vocab_size: int) -> Any:
+def _let_look(part: LanguageConfig, config: PreTrainedConfig) -> None:
+    """Gives the blocks of a language model a second attention."""
+    if config.model_type not in LOOKING:
+        raise ConfigError(
+            f"model.language: found model_type {config.model_type!r}, whose blocks cannot look at "
+            f"anything; family cross_attention takes {', '.join(LOOKING)}"
+        )
+    if part.lora is not None or part.quantize is not None:
+        raise ConfigError(
+            "model.language: lora and quantize leave the base as it is, but family "
+            "cross_attention adds weights to it that must train; remove them"
+        )
+    config.add_cross_attention = True
+
+
+def _language(
+    part: LanguageConfig, config: PreTrainedConfig, vocab_size: int, new: tuple[str, ...] = ()
+) -> Any:
     """The language model with a row for every token.
 
     Rows that pretrained weights lack start as the mean of theirs: the same whoever loads them, and
     no new token is likelier than the others.
     """
     options = adapters.nf4_options() if part.quantize and not _is_meta() else {}
-    lm = _part(part, config, AutoModelForCausalLM, "language", options)
+    lm = _part(part, config, AutoModelForCausalLM, "language", options, new)
     adapters.keep_layout(lm)
     old = lm.get_input_embeddings().num_embeddings
     if old < vocab_size:
@@ -261,8 +284,9 @@ def _part(
     auto: Any,
     name: str,
     options: dict[str, Any] | None = None,
+    new: tuple[str, ...] = (),
 ) -> Any:
-    """A part's model: its pretrained weights, all of them, or random ones."""
+    """A part's model: its pretrained weights, all of them but the ``new``, or random ones."""
     where = f"model.{name}" if part.pretrained is None else f"model.{name} {part.pretrained!r}"
     try:
         if part.pretrained is None or _is_meta():
@@ -279,6 +303,7 @@ def _part(
         raise ConfigError(f"{where}: {_brief(error)}") from error
     # what a checkpoint holds beside the part is not needed; what it lacks would start at random
     lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    lacking = [name for name in lacking if not any(one in name for one in new)]
     if lacking:
         raise ConfigError(
             f"{where}: {len(lacking)} weights of {type(model).__name__} are missing or of another "
