@@ -110,5 +110,9 @@ def test_the_published_towers_give_the_published_numbers_of_tokens() -> None:
         (SIGLIP | {"image_size": 224, "patch_size": 16}, 196),
         (SIGLIP | {"image_size": 384, "patch_size": 14}, 729),
     ]
+    # CLIP ViT-H, g and bigG, at 224 px in patches of 14
+    for width, heads in ((1280, 16), (1408, 16), (1664, 16)):
+        wide = {"hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": heads}
+        sizes.append((CLIP | wide | {"image_size": 224, "patch_size": 14}, 257))
     with torch.device("meta"):
         assert [make(values).num_tokens for values, _ in sizes] == [n for _, n in sizes]

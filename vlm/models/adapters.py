@@ -6,6 +6,7 @@ and which DeepSpeed stages leave packed weights alone (``vlm.engine.low_bit``).
 """
 
 import importlib.util
+import warnings
 from typing import Any
 
 import peft
@@ -51,18 +52,19 @@ def add_lora(lm: Any, config: LoraConfig) -> Any:
             f"model.language.lora.targets: found {', '.join(unknown)}, but this {kind} model has "
             "no such modules; name some of its linear maps"
         )
-    return peft.get_peft_model(
-        lm,
-        peft.LoraConfig(
-            r=config.rank,
-            lora_alpha=config.alpha,
-            lora_dropout=config.dropout,
-            target_modules=list(targets),
-            fan_in_fan_out=kind in TRANSPOSED,
-            bias="none",
-            task_type="CAUSAL_LM",
-        ),
+    adapted = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=list(targets),
+        fan_in_fan_out=kind in TRANSPOSED,
+        bias="none",
+        task_type="CAUSAL_LM",
     )
+    with warnings.catch_warnings():
+        # PEFT asks transformers by a name that is going away; every rank would say so
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is dep", FutureWarning)
+        return peft.get_peft_model(lm, adapted)
 
 
 def nf4_options() -> dict[str, Any]:
