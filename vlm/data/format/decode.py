@@ -89,8 +89,16 @@ def decode_frames(content: Content, out: np.ndarray, sampling: Sampling, where: 
     """
     if not content.video:
         _check_count(len(content.images), len(out), where)
-        for frame, (name, image) in zip(out, content.images.items(), strict=True):
-            decode_image(name, image, frame, f"{where}, member {name}")
+        # all heads first: decoding leaves nothing of what this takes in the processor's caches
+        todo = [
+            (image, frame, f"{where}, member {name}", "" if _is_plain(name, image, frame) else name)
+            for frame, (name, image) in zip(out, content.images.items(), strict=True)
+        ]
+        for image, frame, member, scaled in todo:
+            if scaled:
+                _decode_scaled(scaled, image, frame, member)
+            else:
+                _decode_plain(image, frame, member)
         return
     ((name, video),) = content.video.items()
     member = f"{where}, member {name}"
@@ -141,15 +149,28 @@ def decode_image(name: str, image: memoryview | bytes, out: np.ndarray, where: s
         SampleError: what ``image_shape`` refuses, a damaged image, or H x W that is not square
             where the image must be scaled to it.
     """
-    if name.endswith(_JPEG) and jpeg.plain_shape(image) == out.shape[:2]:
-        try:
-            # strict: a damaged file is an error, not a grey area at the bottom of the picture
-            found = simplejpeg.decode_jpeg(image, colorspace="RGB", strict=True, buffer=out)
-        except ValueError as error:
-            raise SampleError(f"{where}: a damaged JPEG: {error}") from None
-        if found.shape != out.shape:
-            raise SampleError(f"{where}: a damaged JPEG: two headers, of different sizes")
-        return
+    if _is_plain(name, image, out):
+        _decode_plain(image, out, where)
+    else:
+        _decode_scaled(name, image, out, where)
+
+
+def _is_plain(name: str, image: memoryview | bytes, out: np.ndarray) -> bool:
+    """Whether simplejpeg makes of an image what is wanted, straight into ``out``."""
+    return name.endswith(_JPEG) and jpeg.plain_shape(image) == out.shape[:2]
+
+
+def _decode_plain(image: memoryview | bytes, out: np.ndarray, where: str) -> None:
+    try:
+        # strict: a damaged file is an error, not a grey area at the bottom of the picture
+        found = simplejpeg.decode_jpeg(image, colorspace="RGB", strict=True, buffer=out)
+    except ValueError as error:
+        raise SampleError(f"{where}: a damaged JPEG: {error}") from None
+    if found.shape != out.shape:
+        raise SampleError(f"{where}: a damaged JPEG: two headers, of different sizes")
+
+
+def _decode_scaled(name: str, image: memoryview | bytes, out: np.ndarray, where: str) -> None:
     height, width = image_shape(name, image, where)
     _check_square(out.shape[:2], f"{height} x {width} pixels", where)
     try:

@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 #: the watchdog says what is waited for, this often
 WATCH_S = 30.0
 #: frames of a part at most, or samples that have none: what a thread loads at a time
-MAX_PART = 96
+MAX_PART = 192
 
 
 class LoadedStep(NamedTuple):
