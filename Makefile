@@ -30,7 +30,7 @@ quickstart: .venv/.runtime
 	deepspeed --num_gpus 2 launch/train.py --ds_config ds_configs/zero2.json --recipe recipes/quickstart.yaml
 	$(PY) launch/evaluate.py --run runs/quickstart
 
-# Perceiver in two stages and prefix on images of one shape each, judged with blank and shuffled ones.
+# Prefix, then the perceiver's two stages, on images of one shape each, judged with blank and shuffled ones.
 scenes: export DS_ACCELERATOR := cpu
 scenes: .venv/.runtime
 	rm -rf data/scenes runs/scenes_*
@@ -41,7 +41,10 @@ scenes: .venv/.runtime
 	done
 	$(PY) launch/train.py --ds_config ds_configs/zero2.json --recipe recipes/scenes/language.yaml
 	$(PY) tools/merge_adapter.py runs/scenes_language/checkpoints/step_00000300/model data/scenes/language --part language
-	for run in perceiver_stage1 perceiver_stage2 prefix; do \
+	$(PY) launch/train.py --ds_config ds_configs/zero2.json --recipe recipes/scenes/prefix.yaml
+	$(PY) launch/evaluate.py --run runs/scenes_prefix
+	$(PY) tools/merge_adapter.py runs/scenes_prefix/checkpoints/$$(cat runs/scenes_prefix/checkpoints/best)/model data/scenes/tower --part vision
+	for run in perceiver_stage1 perceiver_stage2; do \
 	  $(PY) launch/train.py --ds_config ds_configs/zero2.json --recipe recipes/scenes/$$run.yaml && \
 	  $(PY) launch/evaluate.py --run runs/scenes_$$run || exit; \
 	done

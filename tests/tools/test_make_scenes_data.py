@@ -63,5 +63,8 @@ def test_the_recipes_follow_each_other() -> None:
     assert set(found) == {"language", "perceiver_stage1", "perceiver_stage2", "prefix"}
     stage1, stage2 = found["perceiver_stage1"], found["perceiver_stage2"]
     assert stage2.model.init_from == stage1.output_dir
-    assert stage1.model.freeze == {"language": None} and stage2.model.freeze == {"vision": None}
-    assert stage2.model.language.pretrained == stage1.model.language.pretrained
+    assert stage1.model.freeze == {"vision": None, "language": None}
+    assert stage2.model.freeze == {"vision": None} and stage2.model.language.lora is not None
+    pretrained = {one.model.language.pretrained for one in (stage1, stage2, found["prefix"])}
+    assert pretrained == {"data/scenes/language"}
+    assert stage1.model.vision.pretrained == stage2.model.vision.pretrained == "data/scenes/tower"
