@@ -24,7 +24,7 @@ from typing import Any
 
 TIMEOUT_S = 120.0
 #: for the other ranks, after one that raised or died
-GRACE_S = 2.0
+GRACE_S = 5.0
 #: what the process imports that ranks are forked from
 PRELOADED = [
     "deepspeed",
