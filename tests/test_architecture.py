@@ -42,6 +42,7 @@ UNTESTED = {
     "vlm/train/hosts.py": "tests/launch/test_preflight.py and test_run.py",
     "vlm/autoencoder.py": "tests/data/format/test_latents.py and tests/models/test_latent.py",
     "vlm/config_model.py": "a section of what tests/test_config.py tests",
+    "vlm/config_optim.py": "a section of what tests/test_config.py tests",
     "vlm/config_train.py": "sections of what tests/test_config.py tests",
     "vlm/dist.py": "tests/engine and tests/train run it on two ranks",
     "vlm/log.py": "a format string and a filter",

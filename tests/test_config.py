@@ -6,7 +6,7 @@ import yaml
 from pydantic import ValidationError
 
 from vlm import config
-from vlm.config_model import FoveationConfig, PoolingConfig
+from vlm.config_model import FoveationConfig, LatentConfig, PoolingConfig
 from vlm.errors import ConfigError, one_line
 
 RECIPES = sorted(Path(__file__).parents[1].glob("recipes/*.yaml"))
@@ -271,3 +271,12 @@ def test_an_overlay_holds_only_what_it_changes(tmp_path: Path) -> None:
     middle.write_text("base: [1]\n")
     with pytest.raises(ConfigError, match="base: found .1., expected the path"):
         config.load(top)
+
+
+def test_stored_latents_are_those_of_frames_as_they_are(tmp_path: Path) -> None:
+    changes = ("model.family=foveated_latent", "data.augment.shift_px=2")
+    assert "stored latents; remove it" in refusal(tmp_path, *changes)
+    made = load(tmp_path, *changes, "model.connector.autoencoder=some/vae")
+    assert isinstance(made.model.connector, LatentConfig)
+    assert made.model.connector.stored_shape is None
+    assert load(tmp_path, changes[0]).model.connector.stored_shape == (4, 32, 32)

@@ -112,6 +112,7 @@ def build_batch(
     keys: list[str],
     kind: str,
     groups: Sequence[int] | None = None,
+    latents: Tensor | None = None,
 ) -> Batch:
     """Flattens samples and finds, on the CPU, every index the model will need on the device.
 
@@ -120,6 +121,7 @@ def build_batch(
         frame_counts: frames of each sample.
         input_ids: token ids of each sample, placeholders included.
         labels: the same shape, -100 where nothing is learned.
+        latents: (F, C, h, w), as many as frames.
         groups: of each sample; None: all of one.
 
     Raises:
@@ -157,6 +159,7 @@ def build_batch(
         max_prefix=int(position_ids[frame_index].max()) + 1 if len(frame_index) else 1,
         keys=keys,
         kind=kind,
+        latents=latents,
     )
 
 

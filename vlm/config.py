@@ -15,7 +15,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from vlm.config_model import COMPONENTS, CONNECTORS, Component, FoveationConfig, ModelConfig
+from vlm.config_model import (
+    CONNECTORS,
+    FoveationConfig,
+    LatentConfig,
+    ModelConfig,
+)
+from vlm.config_optim import OptimConfig
 from vlm.config_train import HealthConfig, LogConfig, Strict, TrainConfig
 from vlm.errors import ConfigError
 
@@ -196,53 +202,6 @@ class DataConfig(Strict):
         return self
 
 
-class ScheduleConfig(Strict):
-    """Learning rate over steps; each component's own is its peak."""
-
-    name: Literal["cosine", "constant", "converging"] = "cosine"
-    warmup_frac: float = Field(0.05, ge=0, le=1)
-    #: where cosine ends, as a share of the peak
-    floor_frac: float = Field(0.1, ge=0, le=1)
-    #: the rate at which all components end, of `converging`
-    target: float | None = Field(None, gt=0)
-
-    @model_validator(mode="after")
-    def _has_its_target(self) -> "ScheduleConfig":
-        if (self.target is not None) != (self.name == "converging"):
-            raise ValueError("set `target` with `name: converging`, and with no other")
-        return self
-
-
-class LearningRates(Strict):
-    vision: float = Field(1e-5, ge=0)
-    connector: float = Field(1e-4, ge=0)
-    language: float = Field(1e-5, ge=0)
-
-
-class WeightDecays(Strict):
-    vision: float = Field(0.01, ge=0)
-    connector: float = Field(0.01, ge=0)
-    language: float = Field(0.01, ge=0)
-
-
-def _same_for_all(found: Any) -> Any:
-    """One number is that of every component."""
-    return dict.fromkeys(COMPONENTS, found) if isinstance(found, int | float) else found
-
-
-class OptimConfig(Strict):
-    lr: LearningRates = LearningRates()
-    #: global step -> component -> its rate from there on; others keep theirs
-    lr_at: dict[Annotated[int, Field(gt=0)], dict[Component, Annotated[float, Field(ge=0)]]] = {}
-    #: one number, or one for each component; not applied to biases, norms and other vectors
-    weight_decay: Annotated[WeightDecays, BeforeValidator(_same_for_all)] = WeightDecays()
-    betas: tuple[float, float] = (0.9, 0.999)
-    #: of `data.loss_on: preference`: how much a gain over the model before training counts
-    dpo_beta: float = Field(0.1, gt=0)
-    eps: float = Field(1e-8, gt=0)
-    schedule: ScheduleConfig = ScheduleConfig()
-
-
 class Recipe(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     output_dir: Path
@@ -253,6 +212,17 @@ class Recipe(Strict):
     train: TrainConfig
     health: HealthConfig = HealthConfig()
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _latents_are_of_the_frames(self) -> "Recipe":
+        connector = self.model.connector
+        stored = isinstance(connector, LatentConfig) and connector.stored_shape is not None
+        if stored and self.data.augment != AugmentConfig():
+            raise ValueError(
+                "data.augment changes frames, but not their stored latents; remove it, or name an "
+                "autoencoder in model.connector.autoencoder"
+            )
+        return self
 
     @model_validator(mode="after")
     def _compares_like_with_like(self) -> "Recipe":

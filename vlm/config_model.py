@@ -112,6 +112,12 @@ class LatentConfig(FoveationConfig):
     #: folder or id of the AutoencoderKL that makes latents of samples that bring none
     autoencoder: str | None = None
 
+    @property
+    def stored_shape(self) -> tuple[int, int, int] | None:
+        """(C, h, w) of the latents that samples must bring; None where they need not."""
+        stored = self.autoencoder is None
+        return (self.latent_channels, self.latent_size, self.latent_size) if stored else None
+
 
 class PoolingConfig(Strict):
     """A fixed grid of tokens for every frame (family `multi_token`)."""

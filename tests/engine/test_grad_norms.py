@@ -8,7 +8,8 @@ import torch
 
 from tests.distributed import ranks
 from tests.engine import engines
-from vlm.config import COMPONENTS, Recipe
+from vlm.config import Recipe
+from vlm.config_model import COMPONENTS
 from vlm.engine.step import StepResult, read, train_step
 
 STAGES = [0, 1, 2, 3, "2_offload", "3_offload"]

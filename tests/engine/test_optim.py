@@ -6,8 +6,8 @@ import torch
 
 from tests.models import tiny
 from tests.train import helpers
-from vlm.config import ScheduleConfig
 from vlm.config_model import COMPONENTS, ModelConfig
+from vlm.config_optim import ScheduleConfig
 from vlm.engine import optim
 from vlm.errors import ConfigError
 

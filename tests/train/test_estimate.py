@@ -10,7 +10,7 @@ import torch
 from tests.models import tiny
 from tests.train import helpers
 from tests.train.allocated import allocated
-from vlm.config import COMPONENTS
+from vlm.config_model import COMPONENTS
 from vlm.data.plan.plan import Position
 from vlm.gpus import Gpu
 from vlm.train import data, workload

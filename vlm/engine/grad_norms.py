@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm.config import COMPONENTS
+from vlm.config_model import COMPONENTS
 from vlm.engine.optim import component, group_component
 
 #: what DeepSpeed measures the norm of a group with: without and with offloaded gradients

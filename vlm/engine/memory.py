@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from vlm.config import OptimConfig
+from vlm.config_optim import OptimConfig
 from vlm.engine.optim import parameter_groups
 
 FP32 = 4

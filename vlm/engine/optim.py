@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlm.config import OptimConfig, Recipe, ScheduleConfig
+from vlm.config import Recipe
 from vlm.config_model import COMPONENTS, Component, ModelConfig
+from vlm.config_optim import OptimConfig, ScheduleConfig
 from vlm.engine.low_bit import is_packed, num_weights
 from vlm.errors import ConfigError
 

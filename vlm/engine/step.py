@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlm import dist
 from vlm.batch import Batch
-from vlm.config import COMPONENTS
+from vlm.config_model import COMPONENTS
 from vlm.engine import ladder
 from vlm.engine.signature import agreed
 from vlm.engine.tally import by_group

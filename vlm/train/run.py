@@ -14,7 +14,8 @@ from vlm.ckpt import load
 from vlm.ckpt.keep import Keep, finished_in
 from vlm.ckpt.save import Saver
 from vlm.ckpt.state import TrainState
-from vlm.config import COMPONENTS, Recipe
+from vlm.config import Recipe
+from vlm.config_model import COMPONENTS
 from vlm.data.load.loader import LoadedStep
 from vlm.data.plan.plan import Plan, Position
 from vlm.engine.setup import Machine, build_engine

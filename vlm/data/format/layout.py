@@ -40,6 +40,8 @@ class Content(NamedTuple):
     images: dict[str, memoryview]
     #: a video file by its member name; empty for all others
     video: dict[str, memoryview]
+    #: of the frames, see `vlm.data.latents`
+    latents: memoryview | None = None
 
 
 def split_names(names: Collection[str]) -> dict[str, tuple[str, str]]:
@@ -90,7 +92,8 @@ def read_content(members: Mapping[str, memoryview], where: str) -> Content:
             f"{where}: frame_count is {sample.frame_count} but {found}; expected {key}.000.jpg and "
             "on, one for each frame, and no frame_count beside a video file"
         )
-    return Content(sample, images, video)
+    latents = members[names[LATENTS]] if LATENTS in names else None
+    return Content(sample, images, video, latents)
 
 
 def image_order(suffixes: Collection[str], where: str) -> list[str]:

@@ -37,6 +37,8 @@ class Collator:
     seed: int
     #: where texts are cut; None: nowhere
     max_text_tokens: int | None = None
+    #: (C, h, w) of the latents that samples bring; None where none are wanted
+    latent_shape: tuple[int, int, int] | None = None
 
     @functools.cached_property
     def image_token_id(self) -> int:
@@ -119,11 +121,13 @@ class Collator:
         keys: list[str],
         kind: str,
         groups: Sequence[int] | None = None,
+        latents: torch.Tensor | None = None,
     ) -> Batch:
         """Joins samples whose frames lie in one piece of memory.
 
         Args:
             frames: (F, H, W, 3) uint8, all samples' in order; one blank frame where there is none.
+            latents: (F, C, h, w), as many as frames.
         """
         return build_batch(
             frames=frames.permute(0, 3, 1, 2),
@@ -135,6 +139,7 @@ class Collator:
             keys=keys,
             kind=kind,
             groups=groups,
+            latents=latents,
         )
 
 

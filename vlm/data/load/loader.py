@@ -78,6 +78,8 @@ class _Pending(NamedTuple):
     micro: MicroBatch
     #: (F, H, W, 3) uint8, filled by the futures; each sample owns as many frames as planned
     slab: torch.Tensor
+    #: (F, C, h, w) float16, filled alike; None where none are wanted
+    latents: torch.Tensor | None
     first_frames: list[int]
     parts: list[Future[list[Loaded]]]
 
@@ -222,9 +224,11 @@ class Loader:
         counts = self._plan.rows.num_frames[micro.rows].tolist()
         firsts = list(itertools.accumulate(counts, initial=0))
         slab = self._slabs.take((max(1, firsts[-1]), *self._size, 3))
-        pixels = slab.numpy()
+        pixels, shape = slab.numpy(), self._collator.latent_shape
+        latents = None if shape is None else torch.zeros(len(slab), *shape, dtype=torch.float16)
+        own = None if latents is None else latents.numpy()
         wanted = [
-            Wanted(row, epoch, pixels[first:last])
+            Wanted(row, epoch, pixels[first:last], None if own is None else own[first:last])
             for row, epoch, (first, last) in zip(
                 micro.rows.tolist(), micro.epochs.tolist(), itertools.pairwise(firsts), strict=True
             )
@@ -233,7 +237,7 @@ class Loader:
             pool.submit(self._samples.load, wanted[first:last], fetches, bad)
             for first, last in cut(counts, self._config.decode_threads)
         ]
-        return _Pending(micro, slab, firsts, parts)
+        return _Pending(micro, slab, latents, firsts, parts)
 
     def _join(self, pending: _Pending, planned: Planned, bad: BadSamples) -> Batch:
         """A batch of samples that are ready, in the order of the plan."""
@@ -241,20 +245,23 @@ class Loader:
         where = f"rank {self._rank}, epoch {planned.epoch}, step {planned.at.global_step}"
         for row, sample in zip(pending.micro.rows.tolist(), samples, strict=True):
             bad.record(row, sample.row, sample.faults, where)
-        frames, kind = pending.slab, pending.micro.kind
+        frames, latents, kind = pending.slab, pending.latents, pending.micro.kind
         counts = [sample.num_frames for sample in samples]
         if sum(counts) not in (len(frames), 0):  # substitutes are shorter: close the gaps
             starts = pending.first_frames
-            frames = torch.cat([frames[s : s + n] for s, n in zip(starts, counts, strict=False)])
+            kept = [slice(s, s + n) for s, n in zip(starts, counts, strict=False)]
+            frames = torch.cat([frames[own] for own in kept])
+            latents = None if latents is None else torch.cat([latents[own] for own in kept])
         elif not sum(counts):
             frames, kind = frames[:1].zero_(), "text"
+            latents = None if latents is None else latents[:1].zero_()
         branches, rows = self._collator.branches, [sample.row for sample in samples]
         sequences = [row for row in rows for _ in range(branches)]
         keys = [self._catalog.key(row) for row in sequences]
         encoded = [one for sample in samples for one in sample.encoded]
         groups = [self._catalog.group(row) for row in sequences]
         counts = [count // branches for count in counts for _ in range(branches)]
-        batch = self._collator.join(frames, counts, encoded, keys, kind, groups)
+        batch = self._collator.join(frames, counts, encoded, keys, kind, groups, latents)
         if branches == 2:
             batch = self._compared(batch, rows)
         return batch.pin_memory() if self._pinned else batch

@@ -12,6 +12,7 @@ import numpy as np
 
 from vlm.data.format import shards
 from vlm.data.format.decode import decode_frames
+from vlm.data.format.latents import read_latents
 from vlm.data.format.layout import Content, read_content
 from vlm.data.format.schema import Sample
 from vlm.data.manifest.manifest import Manifest
@@ -96,23 +97,24 @@ class Reader:
         frames = np.empty(shape, np.uint8)
         return LoadedSample(row, self.read_into(row, frames), frames)
 
-    def read_into(self, row: int, out: np.ndarray) -> Sample:
+    def read_into(self, row: int, out: np.ndarray, latents: np.ndarray | None = None) -> Sample:
         """One sample, its frames decoded into ``out``.
 
         Args:
             out: (T, H, W, 3) uint8; where T is k times what is stored, each frame fills k.
+            latents: (T, C, h, w) float16, filled with the frames' latents; None: not wanted.
 
         Raises:
             SampleError: it cannot be decoded, or is not what the manifest says.
             TransientError: its shard cannot be reached.
         """
         try:
-            return self._read(row, out)
+            return self._read(row, out, latents)
         except SampleError:
             # What was kept of a shard, or arrived of it, may be damaged where the shard is not.
             location, version, offset, length = self._range(row)
             self.storage.forget(location, offset, length, version)
-            return self._read(row, out)
+            return self._read(row, out, latents)
 
     def open(self, rows: Sequence[int]) -> list[Opened | None]:
         """Reads samples, then parses them; None for one of which ``read_into`` says what is wrong.
@@ -130,8 +132,8 @@ class Reader:
             at += place.range.length
         return [one and _unless_bad(self._parse, *one) for one in found]
 
-    def decode(self, opened: Opened, out: np.ndarray) -> None:
-        """The frames of a sample. Arguments and errors are those of ``read_into``."""
+    def decode(self, opened: Opened, out: np.ndarray, latents: np.ndarray | None = None) -> None:
+        """The frames of a sample, and their latents. Arguments and errors are ``read_into``'s."""
         manifest, own, _, where = opened.place
         stored = int(manifest.num_frames[own])
         decode_frames(opened.content, out[:stored], manifest.sampling, where)
@@ -140,6 +142,9 @@ class Reader:
                 f"{where}: its content is not what the manifest was built from; the shard has "
                 "changed, build the manifest again"
             )
+        if latents is not None and stored:
+            found = _latents(opened.content, stored, latents.shape[1:], where)
+            latents[...] = found.repeat(len(out) // stored, axis=0)
         if len(out) > stored:
             assert stored and len(out) % stored == 0, (len(out), stored)
             out[...] = out[:stored].repeat(len(out) // stored, axis=0)
@@ -158,10 +163,10 @@ class Reader:
         offset, length = int(manifest.offset[own]), int(manifest.length[own])
         return Range(shard.location, shard.sha256, offset, length)
 
-    def _read(self, row: int, out: np.ndarray) -> Sample:
+    def _read(self, row: int, out: np.ndarray, latents: np.ndarray | None) -> Sample:
         place = self._place(row)
         opened = self._parse(*self._members(place, self._memory.take(place.range.length)))
-        self.decode(opened, out)
+        self.decode(opened, out, latents)
         return opened.content.sample
 
     def _place(self, row: int) -> _Place:
@@ -188,3 +193,17 @@ def _unless_bad(action: Callable[..., Result], *args: object) -> Result | None:
         return action(*args)
     except SampleError:
         return None
+
+
+def _latents(content: Content, num_frames: int, shape: tuple[int, ...], where: str) -> np.ndarray:
+    if content.latents is None:
+        raise SampleError(
+            f"{where}: no latents beside its frames; precompute them, or name an autoencoder in "
+            "model.connector.autoencoder"
+        )
+    found = read_latents(content.latents, num_frames, where)
+    if found.shape[1:] != shape:
+        raise SampleError(
+            f"{where}: found latents of {found.shape[1:]}, expected {shape} as in model.connector"
+        )
+    return found

@@ -34,6 +34,8 @@ class Wanted(NamedTuple):
     epoch: int
     #: (T, H, W, 3) uint8 of all its sequences
     out: np.ndarray
+    #: (T, C, h, w) float16 of the frames; None where none are wanted
+    latents: np.ndarray | None = None
 
 
 class Loaded(NamedTuple):
@@ -98,7 +100,7 @@ class Samples:
         self, wanted: Wanted, opened: Opened, encoded: list[chat.Encoded]
     ) -> Loaded | None:
         try:
-            self._reader.decode(opened, self._own(wanted.out))
+            self._reader.decode(opened, self._own(wanted.out), wanted.latents)
         except SampleError:
             return None
         self._finish(wanted)
@@ -106,7 +108,7 @@ class Samples:
 
     def _load_one(self, wanted: Wanted, fetches: Fetches, bad: BadSamples) -> Loaded:
         """The sample of a row, or the first good one of those that may stand in for it."""
-        row, epoch, out = wanted
+        row, epoch, out, latents = wanted
         faults: list[Fault] = []
         for candidate in itertools.chain([row], self._plan.substitutes(row, epoch)):
             if candidate in bad:
@@ -114,9 +116,10 @@ class Samples:
                 continue
             self._wait(candidate, fetches)
             frames = out[: int(self._plan.rows.num_frames[candidate])]
-            stand_in = Wanted(candidate, epoch, frames)
+            own = None if latents is None else latents[: len(frames)]
+            stand_in = Wanted(candidate, epoch, frames, own)
             try:
-                sample = self._reader.read_into(candidate, self._own(frames))
+                sample = self._reader.read_into(candidate, self._own(frames), own)
                 self._finish(stand_in)
                 encoded = self._encode(stand_in, sample)
             except SampleError as error:
@@ -136,14 +139,14 @@ class Samples:
 
     def _finish(self, wanted: Wanted) -> None:
         """Augments the frames of the first sequence; the others show the same."""
-        row, epoch, out = wanted
+        row, epoch, out, _ = wanted
         own = self._own(out)
         self._collator.augment_frames(own, row, epoch)
         if len(out) > len(own):
             out.reshape(-1, *own.shape)[1:] = own
 
     def _encode(self, wanted: Wanted, sample: Sample) -> list[chat.Encoded]:
-        row, epoch, out = wanted
+        row, epoch, out, _ = wanted
         name = row, self._plan.question_first(row, epoch)
         if name in self._tokens:
             return self._tokens[name]
