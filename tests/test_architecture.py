@@ -45,6 +45,7 @@ UNTESTED = {
     "vlm/config_optim.py": "a section of what tests/test_config.py tests",
     "vlm/config_train.py": "sections of what tests/test_config.py tests",
     "vlm/dist.py": "tests/engine and tests/train run it on two ranks",
+    "launch/predict_frames.py": "tests/evaluate/test_next_frames.py runs it",
     "vlm/log.py": "a format string and a filter",
     "vlm/models/family.py": "a return type and configurations; all tests of families use them",
 }

@@ -71,18 +71,9 @@ def judge(run_dir: Path, max_samples: int) -> Path:
         DataError: fewer than two held-out samples with frames.
     """
     started = time.perf_counter()
-    if not (run_dir / "recipe.yaml").is_file():
-        raise CheckpointError(f"run {run_dir}: no recipe.yaml there; expected a trained run")
-    recipe = config.load(run_dir / "recipe.yaml")
-    checkpoint = checkpoints.newest(run_dir / "checkpoints")
-    if checkpoint is None:
-        raise CheckpointError(f"run {run_dir}: no complete checkpoint; train it first")
+    recipe, checkpoint, model = open_run(run_dir)
     metrics = read_rows(run_dir / "metrics.jsonl")
     held = held_out(recipe, checkpoint / MODEL, max_samples)
-    model = registry.load(checkpoint / MODEL).eval()
-    limit_logits(model, recipe)
-    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-
     questions = find_questions(held.samples)
     first, *others = recipe.data.orders
     judged, given = _judge(model, held, questions, first, checkpoint)
@@ -104,6 +95,23 @@ def judge(run_dir: Path, max_samples: int) -> Path:
     report = run_dir / "report.html"
     write_report(report, _report(metrics, recipe, model, evaluation, clips))
     return report
+
+
+def open_run(run_dir: Path) -> tuple[Recipe, Path, Any]:
+    """The recipe of a run, its newest complete checkpoint, and the model in it, on a GPU if any.
+
+    Raises:
+        CheckpointError: no such run, or no complete checkpoint in it.
+    """
+    if not (run_dir / "recipe.yaml").is_file():
+        raise CheckpointError(f"run {run_dir}: no recipe.yaml there; expected a trained run")
+    recipe = config.load(run_dir / "recipe.yaml")
+    checkpoint = checkpoints.newest(run_dir / "checkpoints")
+    if checkpoint is None:
+        raise CheckpointError(f"run {run_dir}: no complete checkpoint; train it first")
+    model = registry.load(checkpoint / MODEL).eval()
+    limit_logits(model, recipe)
+    return recipe, checkpoint, model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _judge(
@@ -146,7 +154,8 @@ def held_out(recipe: Recipe, tokenizer: Path, max_samples: int) -> HeldOut:
         )
     reader = Reader(source.catalog)
     with ThreadPoolExecutor(recipe.data.decode_threads) as pool:
-        samples = list(pool.map(reader.read, chosen))
+        shape = source.collator.latent_shape
+        samples = list(pool.map(lambda row: reader.read(row, shape), chosen))
     reader.close()
     return HeldOut(source.collator, samples, source.catalog.keys(chosen))
 
@@ -162,6 +171,7 @@ def _batches(held: HeldOut, order: Order) -> Iterator[Batch]:
             [keys[i] for i in part],
             "video",
             samples[part[0]].frames.shape[1:3],
+            [samples[i].latents for i in part],
         )
 
 

@@ -103,15 +103,19 @@ class Collator:
         keys: list[str],
         kind: str,
         blank: tuple[int, int],
+        latents: Sequence[np.ndarray | None] = (),
     ) -> Batch:
         """Joins samples of which each has its frames (T, H, W, 3) uint8 for itself.
 
         Args:
             blank: (H, W) of the frame that text-only batches carry.
+            latents: of samples with frames, (T, C, h, w); none, or one for each of them.
         """
+        known = [one for one in latents if one is not None]
         owned = [f for f in frames if len(f)] or [np.zeros((1, *blank, 3), np.uint8)]
         slab = torch.from_numpy(np.concatenate(owned))
-        return self.join(slab, [len(f) for f in frames], encoded, keys, kind)
+        joined = torch.from_numpy(np.concatenate(known)) if known else None
+        return self.join(slab, [len(f) for f in frames], encoded, keys, kind, latents=joined)
 
     def join(
         self,

@@ -35,6 +35,8 @@ class LoadedSample(NamedTuple):
     sample: Sample
     #: (T, H, W, 3) uint8; T = 0 for text
     frames: np.ndarray
+    #: (T, C, h, w) float16; None where none were asked for, or there are no frames
+    latents: np.ndarray | None = None
 
 
 class _Place(NamedTuple):
@@ -90,12 +92,18 @@ class Reader:
         self.storage = storage or Storage()
         self._memory = _Memory()
 
-    def read(self, row: int) -> LoadedSample:
-        """One sample in memory of its own. Raises what ``read_into`` does."""
+    def read(self, row: int, latent_shape: tuple[int, ...] | None = None) -> LoadedSample:
+        """One sample in memory of its own. Raises what ``read_into`` does.
+
+        Args:
+            latent_shape: (C, h, w) of the latents it brings; None: not wanted.
+        """
         manifest, own = self._catalog.locate(row)
         shape = (manifest.num_frames[own], manifest.height[own], manifest.width[own], 3)
-        frames = np.empty(shape, np.uint8)
-        return LoadedSample(row, self.read_into(row, frames), frames)
+        frames, latents = np.empty(shape, np.uint8), None
+        if latent_shape is not None and len(frames):
+            latents = np.empty((len(frames), *latent_shape), np.float16)
+        return LoadedSample(row, self.read_into(row, frames, latents), frames, latents)
 
     def read_into(self, row: int, out: np.ndarray, latents: np.ndarray | None = None) -> Sample:
         """One sample, its frames decoded into ``out``.
