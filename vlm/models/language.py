@@ -7,22 +7,17 @@ flash attention they stay flat. ``tests/models/test_language.py`` holds the two 
 Legend: N tokens, S samples, L longest sample, H width, V vocabulary.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlm.batch import Batch
 from vlm.models.family import Prefill
-
-#: most logits at a time, in numbers: 256 MB in float32
-MAX_LOGITS = 1 << 26
+from vlm.models.token_loss import token_losses
 
 
 class LanguageModel(nn.Module):
@@ -123,22 +118,10 @@ class LanguageModel(nn.Module):
             hidden: (N, H); the state before a token predicts it, so the last frame predicts the
                 first token of the text.
         """
-        states, targets = hidden[batch.target_index], batch.targets
-        if self.num_loss_chunks == 1:
-            return self._cross_entropy(states, targets)
-        # logits of a piece are dropped and computed again in the backward pass
-        parts = [
-            checkpoint(self._cross_entropy, *piece, use_reentrant=False)
-            for piece in zip(
-                states.tensor_split(self.num_loss_chunks),
-                targets.tensor_split(self.num_loss_chunks),
-                strict=True,
-            )
-        ]
-        return torch.cat(parts)
-
-    def _cross_entropy(self, states: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(self.logits(states).float(), targets, reduction="none")
+        states = hidden[batch.target_index]
+        return token_losses(
+            self.lm.get_output_embeddings(), states, batch.targets, self.num_loss_chunks
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., H) -> (..., V)."""
@@ -184,11 +167,6 @@ class _NoCache(DynamicCache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         return key_states, value_states
-
-
-def loss_chunks(max_tokens: float, vocab_size: int) -> int:
-    """Pieces in which so many tokens are scored with at most ``MAX_LOGITS`` logits at a time."""
-    return math.ceil(max_tokens * vocab_size / MAX_LOGITS)
 
 
 def _frame_states(batch: Batch) -> Tensor:

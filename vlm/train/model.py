@@ -3,7 +3,7 @@
 from typing import Any
 
 from vlm.config import Recipe
-from vlm.models import language, registry
+from vlm.models import registry, token_loss
 
 
 def build(recipe: Recipe, vocab_size: int) -> Any:
@@ -20,4 +20,4 @@ def build(recipe: Recipe, vocab_size: int) -> Any:
 def limit_logits(model: Any, recipe: Recipe) -> None:
     """Scores a full micro-batch in pieces, of which one's logits exist at a time."""
     width = model.language.lm.get_input_embeddings().num_embeddings
-    model.language.num_loss_chunks = language.loss_chunks(recipe.data.budget, width)
+    model.language.num_loss_chunks = token_loss.loss_chunks(recipe.data.budget, width)
