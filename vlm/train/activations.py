@@ -53,7 +53,7 @@ def pass_bytes(model: Any, batch: Batch, dtype: torch.dtype, mode: str | None = 
             if parameter.requires_grad:
                 handle = parameter.register_post_accumulate_grad_hook(_drop_gradient)
                 hooks.callback(handle.remove)
-        with _flash_attention(), _Watch(vocab_size) as watch:
+        with _flash_attention(), Allocations(vocab_size) as watch:
             loss = model(meta, **options).loss_sum
             kept = watch.live
             loss.backward()
@@ -94,7 +94,7 @@ def _attend(
     return attend(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 
-class _Watch(TorchDispatchMode):
+class Allocations(TorchDispatchMode):
     """Adds up what operations allocate, and takes away what is released."""
 
     def __init__(self, vocab_size: int) -> None:
