@@ -33,8 +33,9 @@ def go_down(engine: Any, rung: int) -> None:
     if rung > CUTS:
         model = engine.module
         model.language.lm.gradient_checkpointing_enable({"use_reentrant": False})
-        model.vision.gradient_checkpointing = True
-        model.connector.gradient_checkpointing = True
+        for name, part in model.named_children():
+            if name != "language":  # a blind model has no other
+                part.gradient_checkpointing = True
 
 
 def cut(batches: Iterable[Batch], rung: int) -> list[Batch]:

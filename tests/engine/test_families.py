@@ -1,0 +1,93 @@
+"""Every family and mode on two ranks in every ZeRO stage, recomputing activations in all parts.
+
+In each step one rank has text only and the other one video, so a rank that called other modules
+than its neighbour would hang (``agree`` would say so) or reduce other gradients. What comes out is
+held to one process of plain torch without checkpointing. Stage 2 is the
+quick one; thousands of small collectives make stage 3 a slow test.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed import ranks
+from tests.engine import engines
+from tests.models import tiny
+from tests.models.cases import CASES
+from tests.models.test_latent import with_latents
+from vlm.batch import Batch
+from vlm.engine import ladder, optim
+from vlm.engine.step import eval_step, read, train_step
+
+STEPS = 2
+
+
+def micro_batches(step: int, per_frame: int) -> list[Batch]:
+    """Text and video; which rank has which changes from step to step."""
+    shapes = ([(0, 5), (0, 9)], [(3, 6), (1, 4)])
+    made = [
+        with_latents(tiny.make_batch(samples, seed=10 * step + i, per_frame=per_frame))
+        for i, samples in enumerate(shapes)
+    ]
+    return made[:: 1 if step % 2 else -1]
+
+
+def train(stage: int) -> dict[str, list[float]]:
+    """On each rank: losses of the steps of every case, gradient norms, and a loss at the end."""
+    found, recipe = {}, engines.recipe()
+    for name, (make, per_frame, mode) in CASES.items():
+        model = make().float().train()
+        ladder.go_down(_Engine(model), len(ladder.RUNGS))
+        engine = engines.make_engine(stage, recipe, model, micro_batches=2)
+        numbers = []
+        for step in range(STEPS):
+            mine = engines.mine(micro_batches(step, per_frame))
+            result = read(
+                train_step(engine, mine, mode=mode, measure_all=step == 1, agree=step == 0)
+            )
+            numbers += [result.losses["loss"], result.grad_norm]
+        sums, count = eval_step(engine, [micro_batches(0, per_frame)[1]], mode=mode)
+        found[name] = [*numbers, sums["loss"] / count]
+        engine.destroy()
+    return found
+
+
+class _Engine:
+    """What the ladder wants of one."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+
+def plain(make: Callable[[], Any], per_frame: int, mode: str) -> list[float]:
+    """The same by one process of torch."""
+    model, recipe = make().float().train(), engines.recipe()
+    adam, rates = optim.optimizer(model, recipe, fused=False)
+    numbers = []
+    for step in range(STEPS):
+        batches = micro_batches(step, per_frame)
+        count = sum(batch.num_losses for batch in batches)
+        loss = sum(model(batch, mode=mode).loss_sum for batch in batches) / count
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adam.step()
+        rates.step()
+        adam.zero_grad()
+        numbers += [float(loss.detach()), float(norm)]
+    batch = micro_batches(0, per_frame)[1]
+    with torch.no_grad():
+        last = model.eval()(batch, mode=mode).loss_sum / batch.num_losses
+    return [*numbers, float(last)]
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)],
+)
+def test_every_family_and_mode_on_two_ranks_with_text_beside_video(stage: int) -> None:
+    one, other = ranks(2).run(train, stage, timeout_s=600)
+    assert one == other
+    for name, case in CASES.items():
+        assert one[name] == pytest.approx(plain(*case), rel=1e-3, abs=1e-5), name
