@@ -2,8 +2,8 @@
 
 In each step one rank has text only and the other one video, so a rank that called other modules
 than its neighbour would hang (``agree`` would say so) or reduce other gradients. What comes out is
-held to one process of plain torch without checkpointing. Stage 2 is the
-quick one; thousands of small collectives make stage 3 a slow test.
+held to one process of plain torch without checkpointing. Some cases
+are quick, all of them are slow tests: thousands of small collectives.
 """
 
 from collections.abc import Callable
@@ -22,6 +22,8 @@ from vlm.engine import ladder, optim
 from vlm.engine.step import eval_step, read, train_step
 
 STEPS = 2
+#: the foveated family has tests of its own in tests/engine/test_step.py
+QUICK = ["joint", "pooled", "blind", "perceiver", "prefix"]
 
 
 def micro_batches(step: int, per_frame: int) -> list[Batch]:
@@ -34,10 +36,11 @@ def micro_batches(step: int, per_frame: int) -> list[Batch]:
     return made[:: 1 if step % 2 else -1]
 
 
-def train(stage: int) -> dict[str, list[float]]:
+def train(stage: int, names: list[str]) -> dict[str, list[float]]:
     """On each rank: losses of the steps of every case, gradient norms, and a loss at the end."""
     found, recipe = {}, engines.recipe()
-    for name, (make, per_frame, mode) in CASES.items():
+    for name in names:
+        make, per_frame, mode = CASES[name]
         model = make().float().train()
         ladder.go_down(_Engine(model), len(ladder.RUNGS))
         engine = engines.make_engine(stage, recipe, model, micro_batches=2)
@@ -82,12 +85,14 @@ def plain(make: Callable[[], Any], per_frame: int, mode: str) -> list[float]:
     return [*numbers, float(last)]
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)],
-)
-def test_every_family_and_mode_on_two_ranks_with_text_beside_video(stage: int) -> None:
-    one, other = ranks(2).run(train, stage, timeout_s=600)
+SLOW = [pytest.param(stage, list(CASES), marks=pytest.mark.slow) for stage in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("stage", "names"), [(2, QUICK), *SLOW])
+def test_every_family_and_mode_on_two_ranks_with_text_beside_video(
+    stage: int, names: list[str]
+) -> None:
+    one, other = ranks(2).run(train, stage, names, timeout_s=600)
     assert one == other
-    for name, case in CASES.items():
-        assert one[name] == pytest.approx(plain(*case), rel=1e-3, abs=1e-5), name
+    for name in names:
+        assert one[name] == pytest.approx(plain(*CASES[name]), rel=1e-3, abs=1e-5), name
