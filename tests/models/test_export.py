@@ -67,6 +67,10 @@ def test_peft_alone_loads_the_adapter(tmp_path: Path) -> None:
         found = model.language.lm(input_ids=ids).logits[..., :50]  # rows that were added
         plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base")(input_ids=ids).logits
     torch.testing.assert_close(found, expected)
+    # the adapter names its base, so that nothing else need be known
+    alone = peft.AutoPeftModelForCausalLM.from_pretrained(path / "adapter").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(alone(input_ids=ids).logits, expected)
     assert float((plain - expected).abs().max()) > 0.1
 
 
