@@ -9,8 +9,10 @@ another get the same samples in it, made once. Each run is a process of its own 
 many cores and no more; contestants follow each other in every round, so that all meet the same
 machine. Shown are medians over rounds, and lowest and highest rate.
 
-`of ceiling` is frames a second over those of decoding alone on the same cores in the same round;
-CPU seconds depend less on what else the machine does.
+`of one core's decoding x cores` is frames a second over what decoding alone does on one core, times
+the cores; even threads that only decode stay below it where cores share caches, memory or clock:
+`of decoding threads` is over those on the same cores. Both in the same round. CPU seconds depend
+less on what else the machine does.
 """
 
 import argparse
@@ -31,6 +33,8 @@ from bench.loader_rivals import CONTESTANTS
 from bench.loader_run import Run
 
 TIMEOUT_S = 900
+#: decoding alone on one core, in every round
+ONE_CORE = "ceiling, one core"
 
 
 def missing(package: str) -> str:
@@ -70,7 +74,8 @@ def table(cores: int, rounds: list[dict[str, Run]]) -> Table:
         "samples/s",
         "frames/s",
         "lowest..highest",
-        "of ceiling",
+        "of one core's decoding x cores",
+        "of decoding threads",
         "CPU s/1000 frames",
         "frames/CPU s of ceiling",
         "MB",
@@ -78,7 +83,10 @@ def table(cores: int, rounds: list[dict[str, Run]]) -> Table:
         "resume s",
         title=f"{cores} cores, {len(rounds)} rounds",
     )
+    single = [cores * done[ONE_CORE].frames_per_s for done in rounds]
     for name in rounds[0]:
+        if name == ONE_CORE:
+            continue
         runs, tops = [done[name] for done in rounds], [done["ceiling"] for done in rounds]
         rates = [one.frames_per_s for one in runs]
         cpu = [one.cpu_s_per_1000_frames for one in runs]
@@ -87,6 +95,7 @@ def table(cores: int, rounds: list[dict[str, Run]]) -> Table:
             f"{_median([one.samples_per_s for one in runs]):.0f}",
             f"{_median(rates):.0f}",
             f"{min(rates):.0f}..{max(rates):.0f}",
+            f"{_ratio(rates, single):.3f}",
             f"{_ratio(rates, [top.frames_per_s for top in tops]):.3f}",
             f"{_median(cpu):.3f}",
             f"{_ratio([top.cpu_s_per_1000_frames for top in tops], cpu):.3f}",
@@ -128,8 +137,10 @@ def main(argv: Sequence[str]) -> int:
     for cores in args.cores:
         rounds = []
         for _ in range(args.rounds):
-            rounds.append({name: run(name, data, cores, args.frames) for name in names})
-        Console(width=140).print(table(cores, rounds))
+            done = {name: run(name, data, cores, args.frames) for name in names}
+            alone = done["ceiling"] if cores == 1 else run("ceiling", data, 1, args.frames)
+            rounds.append(done | {ONE_CORE: alone})
+        Console(width=160).print(table(cores, rounds))
     for name, reason in absent.items():
         sys.stdout.write(f"absent: {name}: {reason}\n")
     return 0

@@ -3,8 +3,9 @@
     python -m bench.loader_pieces --data /tmp/clips --threads 1 2
 
 The folder is that of bench/loader.py, and made if it is not there. Every line does what the line
-above it does, and one thing more, on the same samples; the last one is the loader itself. CPU
-seconds of all threads, the median of rounds in which the pieces take turns.
+above it does, and one thing more, sample by sample; the last is the loader itself, which does each
+thing for several samples at a time, and joins batches. CPU seconds of all threads, the median of
+rounds in which the pieces take turns.
 """
 
 import argparse
@@ -25,9 +26,10 @@ from rich.table import Table
 
 from bench.loader_data import IMAGE_TOKEN, MAX_FRAMES, SIZE, Data, ready
 from bench.loader_rivals import open_saccade
+from bench.loader_run import Endless
 from vlm.data.format import decode, layout, shards
 from vlm.data.load.reader import Reader
-from vlm.data.manifest.rows import content_hash
+from vlm.data.manifest.manifest import Manifest
 from vlm.data.plan import catalog
 from vlm.data.text import chat, encode
 
@@ -38,13 +40,12 @@ class Piece(NamedTuple):
     work: Callable[[int, np.ndarray], object]
 
 
-def pieces(data: Data, rows: Sequence[int]) -> list[Piece]:
-    found = catalog.load([("bench", data.manifest, 1)])
-    sampling = found.sources[0].manifest.sampling
-    tokenizer = chat.load_tokenizer(str(data.tokenizer), IMAGE_TOKEN)
+def pieces(data: Data, found: catalog.Catalog, rows: Sequence[int]) -> list[Piece]:
+    manifest = found.sources[0].manifest
     reader = Reader(found)
-    buffers = {row: reader.read_bytes(row) for row in rows}
+    buffers = {row: _bytes(manifest, row) for row in rows}
     contents = {row: layout.read_content(shards.read_members(buffers[row], ""), "") for row in rows}
+    tokenizer = chat.load_tokenizer(str(data.tokenizer), IMAGE_TOKEN)
     in_cache = np.empty((MAX_FRAMES, SIZE, SIZE, 3), np.uint8)
 
     def bare(row: int, out: np.ndarray) -> None:
@@ -55,16 +56,11 @@ def pieces(data: Data, rows: Sequence[int]) -> list[Piece]:
         bare(row, in_cache[: len(out)])
 
     def checked(row: int, out: np.ndarray) -> None:
-        decode.decode_frames(contents[row], out, sampling, "")
+        decode.decode_frames(contents[row], out, manifest.sampling, "")
 
-    def parsed(row: int, out: np.ndarray) -> layout.Content:
+    def parsed(row: int, out: np.ndarray) -> None:
         content = layout.read_content(shards.read_members(buffers[row], ""), "")
-        decode.decode_frames(content, out, sampling, "")
-        return content
-
-    def hashed(row: int, out: np.ndarray) -> None:
-        content_hash(shards.read_members(buffers[row], "").values())
-        parsed(row, out)
+        decode.decode_frames(content, out, manifest.sampling, "")
 
     def tokenized(row: int, out: np.ndarray) -> None:
         encode.encode_sample(tokenizer, reader.read_into(row, out), IMAGE_TOKEN)
@@ -74,17 +70,22 @@ def pieces(data: Data, rows: Sequence[int]) -> list[Piece]:
         Piece("decode into memory", bare),
         Piece("check images", checked),
         Piece("parse tar and JSON", parsed),
-        Piece("hash (parses again)", hashed),
-        Piece("read from the shard", reader.read_into),
+        Piece("read and hash", reader.read_into),
         Piece("tokenize", tokenized),
     ]
 
 
+def _bytes(manifest: Manifest, row: int) -> bytes:
+    path = manifest.shards[manifest.shard[row]].path
+    with shards.open_shard(path) as shard:
+        return bytes(shard.read(int(manifest.offset[row]), int(manifest.length[row])))
+
+
 def measure(piece: Piece, rows: Sequence[int], counts: np.ndarray, threads: int) -> float:
     """CPU microseconds a frame."""
-    slab = np.empty((int(counts[rows].sum()), SIZE, SIZE, 3), np.uint8)
-    slab[:] = 0
     ends = np.cumsum(counts[rows]).tolist()
+    slab = np.empty((ends[-1], SIZE, SIZE, 3), np.uint8)
+    slab[:] = 0  # fresh pages are not what is measured
     places = [slab[end - int(counts[row]) : end] for row, end in zip(rows, ends, strict=True)]
     with ThreadPoolExecutor(threads) as pool:
         started = time.process_time()
@@ -93,18 +94,14 @@ def measure(piece: Piece, rows: Sequence[int], counts: np.ndarray, threads: int)
 
 
 def measure_loader(data: Data, threads: int, num_frames: int) -> float:
-    items = open_saccade(data, threads, None).items
-
-    def take(count: int) -> int:
-        taken = 0
-        while taken < count:
-            taken += next(items).num_frames
-        return taken
-
-    take(num_frames // 2)
+    """CPU microseconds a frame, once queues are full."""
+    source = Endless(lambda state: open_saccade(data, threads, state))
+    source.take(2 * num_frames)
     started = time.process_time()
-    taken = take(num_frames)
-    return (time.process_time() - started) / taken * 1e6
+    taken = source.take(4 * num_frames)
+    used_s = time.process_time() - started
+    source.close()
+    return used_s / taken.num_frames * 1e6
 
 
 def main(argv: Sequence[str]) -> int:
@@ -116,17 +113,16 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     data = ready(args.data)
-    manifest = catalog.load([("bench", data.manifest, 1)])
-    rows = np.random.default_rng(0).permutation(manifest.num_samples)[: args.samples].tolist()
-    num_frames = int(manifest.num_frames[rows].sum())
-    todo = pieces(data, rows)
+    found = catalog.load([("bench", data.manifest, 1)])
+    rows = np.random.default_rng(0).permutation(found.num_samples)[: args.samples].tolist()
+    num_frames = int(found.num_frames[rows].sum())
+    todo = pieces(data, found, rows)
     table = Table("piece", *(f"{n} threads: us a frame" for n in args.threads), "of ceiling")
     times: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
     for _ in range(args.rounds):
         for threads in args.threads:
             for piece in todo:
-                found = measure(piece, rows, manifest.num_frames, threads)
-                times[piece.name, threads].append(found)
+                times[piece.name, threads].append(measure(piece, rows, found.num_frames, threads))
             times["loader", threads].append(measure_loader(data, threads, num_frames))
     for name in [piece.name for piece in todo] + ["loader"]:
         medians = [statistics.median(times[name, n]) for n in args.threads]

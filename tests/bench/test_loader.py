@@ -9,7 +9,7 @@ import pytest
 import webdataset
 from rich.console import Console
 
-from bench import loader, loader_data, loader_run
+from bench import loader, loader_data, loader_pieces, loader_run
 from bench.loader_rivals import CONTESTANTS, Taken
 
 
@@ -39,6 +39,7 @@ def test_this_loader_beside_webdataset(tmp_path: Path, monkeypatch: pytest.Monke
     runs = {
         name: loader_run.measure(CONTESTANTS[name], data, 1, 40) for name in ("ceiling", "saccade")
     }
+    runs[loader.ONE_CORE] = runs["ceiling"]
     assert all(np.isfinite(one).all() for one in runs.values())
     assert all(one.frames_per_s > one.samples_per_s > 0 for one in runs.values())
     console = Console(width=140)
@@ -47,15 +48,30 @@ def test_this_loader_beside_webdataset(tmp_path: Path, monkeypatch: pytest.Monke
     assert "saccade" in shown.get()
 
 
+def test_pieces_add_up_to_the_loader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loader_data, "NUM_PICTURES", 2)
+    data = loader_data.make(tmp_path / "data", 1, 4)
+    arguments = ["--data", str(data.folder), "--threads", "2", "--rounds", "1", "--samples", "2"]
+    assert loader_pieces.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert shown.index("decode into the cache") < shown.index("tokenize") < shown.index("loader  ")
+
+
 def test_ratios_are_taken_round_by_round() -> None:
     """The machine is twice as slow in the second round: nothing changes."""
     fast = loader_run.Run(0.1, 0.2, 10.0, 100.0, 1.0, 50.0)
     ceiling = [fast, fast._replace(frames_per_s=50.0)]
     own = [one._replace(frames_per_s=0.9 * one.frames_per_s) for one in ceiling]
-    rounds = [{"ceiling": top, "saccade": one} for top, one in zip(ceiling, own, strict=True)]
-    cells = [list(column.cells) for column in loader.table(1, rounds).columns]
+    single = [one._replace(frames_per_s=0.625 * one.frames_per_s) for one in ceiling]
+    rounds = [
+        {"ceiling": top, "saccade": one, loader.ONE_CORE: alone}
+        for top, one, alone in zip(ceiling, own, single, strict=True)
+    ]
+    cells = [list(column.cells) for column in loader.table(2, rounds).columns]
     assert [column[0] for column in cells][:2] == ["ceiling", "10"]
-    assert cells[4] == ["1.000", "0.900"]
+    assert cells[4:6] == [["0.800", "0.720"], ["1.000", "0.900"]]
 
 
 def test_an_absent_rival_is_named() -> None:
