@@ -102,6 +102,17 @@ def test_no_clip_is_in_both_splits(made: Path) -> None:
     assert not videos & {(made / line["video"]).read_bytes() for line in held_out}
 
 
+def test_a_board_is_another_scene(tmp_path: Path) -> None:
+    made = make(tmp_path / "board", "--scene", "board")
+    clips = [line for line in lines(made, "train") if "video" in line]
+    assert len(clips) == NUM_TRAIN
+    for line in clips:
+        assert line["turns"][0]["content"].startswith("What colour is field ")
+        (first, second) = extract_frames(made / line["video"], size=48, fps=1)
+        assert first.shape == (48, 48, 3)
+        assert np.abs(first.astype(int) - second).mean() < 3, "nothing moves"
+
+
 @pytest.mark.parametrize("option", ["--clips", "--eval-clips", "--workers"])
 def test_none_of_what_needs_some(tmp_path: Path, option: str) -> None:
     result = run_tool("make_quickstart_data", "--output", tmp_path / "data", option, 0)

@@ -17,7 +17,9 @@ DURATION_S = 2
 
 def make_clip(rng: np.random.Generator) -> Clip:
     """Draws one clip, in which nothing moves: one to nine shapes, each in a field of its own."""
-    fields = rng.permutation(SIDE**2)[: int(rng.integers(1, SIDE**2 + 1))]
+    # boards of few shapes, from which colours are learned first, are common: even on a log scale
+    count = int(np.exp(rng.uniform(0, np.log(SIDE**2 + 1))))
+    fields = rng.permutation(SIDE**2)[:count]
     background = tuple(int(v) for v in rng.integers(0, 30, 3))
     return Clip(
         duration_s=DURATION_S,
