@@ -35,12 +35,12 @@ scenes: export DS_ACCELERATOR := cpu
 scenes: .venv/.runtime
 	rm -rf data/scenes runs/scenes_*
 	$(PY) tools/make_scenes_data.py --output data/scenes
-	for set in captions_train captions_eval questions_train questions_eval; do \
+	for set in captions_train captions_eval questions_train questions_eval texts_train; do \
 	  $(PY) tools/precompute.py video --annotations data/scenes/$$set.jsonl --output data/scenes/shards/$$set --size 32 && \
 	  $(PY) tools/build_manifest.py data/scenes/shards/$$set --tokenizer data/scenes/tokenizer --output data/scenes/$$set.parquet || exit; \
 	done
 	$(PY) launch/train.py --ds_config ds_configs/zero2.json --recipe recipes/scenes/language.yaml
-	$(PY) tools/merge_adapter.py runs/scenes_language/checkpoints/step_00000300/model data/scenes/language --part language
+	$(PY) tools/merge_adapter.py runs/scenes_language/checkpoints/step_00000600/model data/scenes/language --part language
 	$(PY) launch/train.py --ds_config ds_configs/zero2.json --recipe recipes/scenes/prefix.yaml
 	$(PY) launch/evaluate.py --run runs/scenes_prefix
 	$(PY) tools/merge_adapter.py runs/scenes_prefix/checkpoints/$$(cat runs/scenes_prefix/checkpoints/best)/model data/scenes/tower --part vision

@@ -2,8 +2,10 @@
 
     python tools/make_scenes_data.py --output data/scenes
 
-Writes images/*.png, captions and questions of each split as annotations, and tokenizer/. The same
-seed gives the same images; the held-out ones come from seeds that training never sees.
+Writes images/*.png, captions and questions of each split as annotations, texts that describe scenes
+in words and ask about them, and tokenizer/. From the texts a language model learns to answer by
+what stands before the question, which is how it will use what it sees. The same seed gives the same
+images; the held-out ones come from seeds that training never sees.
 """
 
 import argparse
@@ -17,11 +19,13 @@ from PIL import Image
 from rich.progress import track
 
 from vlm.arguments import positive, seed
+from vlm.data.format.schema import CAPTION_PROMPT
 from vlm.data.make import shapes
 from vlm.data.text.tokenizer import train_tokenizer
 from vlm.errors import command
 
 SPLITS = {"train": 0, "eval": 1}
+TEXT = 2
 VOCAB_SIZE = 400
 
 
@@ -43,6 +47,26 @@ def scene(index: int, seed: int, split: str) -> tuple[np.ndarray, str, list[dict
     # of the three only one is asked: they would give each other's answers away
     start = 2 * int(rng.integers(3))
     return next(shapes.render(clip, rng)), caption, turns[start : start + 2]
+
+
+def text_record(index: int, seed: int) -> dict[str, Any]:
+    """A scene in words, in any order, and one thing to say about it."""
+    rng = np.random.default_rng([seed, TEXT, index])
+    colour, shape = (str(rng.choice(list(words))) for words in (shapes.COLOURS, shapes.SHAPES))
+    where = f"{rng.choice(['top', 'bottom'])} {rng.choice(['left', 'right'])}"
+    said = " ".join(rng.permutation([colour, shape, where]))
+    asked = [
+        (CAPTION_PROMPT, f"a {colour} {shape} at the {where}"),
+        (f"What colour is the {shape}?", colour),
+        (f"What is {colour}?", f"a {shape}"),
+        ("Where is it?", where),
+    ]
+    question, answer = asked[int(rng.integers(len(asked)))]
+    turns = [
+        {"role": "user", "content": f"{said} {question}"},
+        {"role": "assistant", "content": answer},
+    ]
+    return {"id": f"text-{index:05d}", "turns": turns, "source": "texts"}
 
 
 def annotate(output: Path, split: str, count: int, seed: int) -> Iterator[tuple[str, Any, Any]]:
@@ -76,6 +100,10 @@ def main(argv: Sequence[str]) -> int:
             path = args.output / f"{kind}_{split}.jsonl"
             path.write_text("".join(lines), encoding="utf-8")
         texts = texts or [one[0] for one in found]
+    words = [text_record(index, args.seed) for index in range(args.images)]
+    lines = (json.dumps(one) + "\n" for one in words)
+    (args.output / "texts_train.jsonl").write_text("".join(lines), encoding="utf-8")
+    texts += [turn["content"] for one in words for turn in one["turns"]]
     train_tokenizer(texts, args.output / "tokenizer", VOCAB_SIZE, "<|image|>")
     return 0
 

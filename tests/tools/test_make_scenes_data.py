@@ -50,6 +50,13 @@ def test_a_question_is_one_of_three_and_answered_by_the_caption(output: Path) ->
     assert tasks == {"colour", "shape", "place"}
 
 
+def test_texts_are_answered_by_what_they_say(output: Path) -> None:
+    for record in records(output / "texts_train.jsonl"):
+        question, answer = (turn["content"] for turn in record["turns"])
+        said = set(question.replace("?", " ").split())
+        assert set(answer.split()) - {"a", "at", "the"} <= said
+
+
 def test_the_splits_share_no_image(output: Path) -> None:
     pictures = [
         (output / "images" / f"{split}-00000.png").read_bytes() for split in ("train", "eval")
