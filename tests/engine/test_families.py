@@ -23,7 +23,7 @@ from vlm.engine.step import eval_step, read, train_step
 
 STEPS = 2
 #: the foveated family has tests of its own in tests/engine/test_step.py
-QUICK = ["joint", "pooled", "blind", "perceiver", "prefix"]
+QUICK = ["joint", "pooled", "blind", "cross attention", "perceiver", "prefix"]
 
 
 def micro_batches(step: int, per_frame: int) -> list[Batch]:

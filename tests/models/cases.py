@@ -3,8 +3,19 @@
 from collections.abc import Callable
 from typing import Any
 
+from tests.models import test_cross_attention as cross_attention
 from tests.models import tiny
 from tests.models.test_latent import make_model as make_latent
+from vlm.models import registry
+
+#: what GPT-2 drops if nobody says otherwise
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+
+
+def make_looking() -> Any:
+    recipe = cross_attention.recipe(language={"config": cross_attention.GPT2 | NO_DROPOUT})
+    return registry.build(recipe, tiny.VOCAB, 0).double().eval()
+
 
 #: model, placeholders of a frame, mode
 CASES: dict[str, tuple[Callable[[], Any], int, str]] = {
@@ -31,6 +42,7 @@ CASES: dict[str, tuple[Callable[[], Any], int, str]] = {
         "one_pass",
     ),
     "blind": (tiny.make_baseline, 0, "one_pass"),
+    "cross attention": (make_looking, 0, "one_pass"),
     "perceiver": (lambda: tiny.make_projected("perceiver"), 3, "one_pass"),
     "prefix": (lambda: tiny.make_projected("prefix"), 4, "one_pass"),
 }

@@ -206,3 +206,15 @@ def test_text_alone() -> None:
     check(model, TEXT, "one_pass")
     counted = COUNTERS[type(model)](model).micro_batch(shapes_of(TEXT))
     assert counted.parts["vision"].total == 0 < counted.parts["head"].total
+
+
+@pytest.mark.parametrize("frozen", [(), ("vision",), ("connector", "language")], ids="+".join)
+@pytest.mark.parametrize("lean", [False, True])
+@pytest.mark.parametrize(("family", "per_frame"), [("perceiver", 3), ("prefix", 4)])
+def test_projections(family: str, per_frame: int, frozen: tuple[str, ...], lean: bool) -> None:
+    model = freeze(tiny.make_projected(family).float().train(), frozen)
+    if lean:
+        model.vision.gradient_checkpointing = True
+        model.language.lm.gradient_checkpointing_enable({"use_reentrant": False})
+    for samples in ([(5, 9), (0, 4), (1, 13)], [(0, 7), (0, 12)]):
+        check(model, tiny.make_batch(samples, per_frame=per_frame), "one_pass")

@@ -1,6 +1,7 @@
 """Sums, time and advice of an estimate. Its parts are held to real passes in their own tests."""
 
 import itertools
+import json
 from contextlib import closing
 from pathlib import Path
 
@@ -85,9 +86,24 @@ def test_the_heaviest_micro_batches_bound_what_any_of_the_plan_really_takes(
     assert 0.9 * worst.peak < max(peaks) <= 1.001 * worst.peak
 
 
-@pytest.mark.parametrize("family", ["multi_token", "blind"])
+def projected(family: str, tower: dict, connector: dict) -> tuple[str, ...]:
+    return (
+        f"model.family={family}",
+        f"model.vision={json.dumps({'config': tower})}",
+        f"model.connector={json.dumps(connector)}",
+    )
+
+
+#: their towers have an attention that keeps something else on a CPU
+PROJECTED = {
+    "perceiver": projected("perceiver", tiny.CLIP, tiny.PERCEIVER),
+    "prefix": projected("prefix", tiny.SIGLIP, tiny.PREFIX),
+}
+
+
+@pytest.mark.parametrize("family", ["multi_token", "blind", *PROJECTED])
 def test_baselines_are_estimated_too(family: str, tmp_path: Path) -> None:
-    found = run(tmp_path, *FAMILIES[family])
+    found = run(tmp_path, *(FAMILIES | PROJECTED)[family])
     assert 0 < found.model_flops < found.hardware_flops and found.step_s > 0
     assert found.fits["zero2"].activations > 0
 

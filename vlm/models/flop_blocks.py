@@ -33,6 +33,9 @@ class Flops:
         self.recompute += other.recompute
         return self
 
+    def times(self, count: int) -> "Flops":
+        return Flops(self.forward * count, self.backward * count, self.recompute * count)
+
     @property
     def useful(self) -> float:
         return self.forward + self.backward

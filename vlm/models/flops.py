@@ -20,9 +20,13 @@ from torch import nn
 
 from vlm.models.baselines import BlindModel, MultiTokenModel
 from vlm.models.flop_blocks import Flops, Layer, attend, linear_map
+from vlm.models.flop_frames import of_frame
 from vlm.models.flop_parts import PatchFlops, TextFlops
 from vlm.models.flop_work import Shapes, Work, executed, needed
 from vlm.models.foveated import FoveatedModel, Mode
+from vlm.models.one_pass import Projected
+from vlm.models.perceiver import PerceiverModel
+from vlm.models.prefix import PrefixModel
 
 
 @dataclass
@@ -176,6 +180,30 @@ class OnePassCounter:
         return parts
 
 
+class ProjectedCounter:
+    """Of one model whose tower and connector read every frame once, as it trains now.
+
+    Raises:
+        ConfigError: a language model whose layers are not attention and dense MLPs.
+    """
+
+    def __init__(self, model: Projected) -> None:
+        self._model, self._text = model, TextFlops(model.language)
+
+    def micro_batch(self, shapes: Shapes, mode: Any = "one_pass") -> MicroBatchFlops:
+        """Forward and backward; there is one mode."""
+        parts = self._count(executed(shapes, self._model.language.is_flat))
+        return _totals(parts, self._count(needed(shapes)))
+
+    def _count(self, work: Work) -> dict[str, Flops]:
+        parts, frame = {name: Flops() for name in PARTS}, of_frame(self._model, work.frame_size)
+        parts["vision"] = frame.vision.times(work.num_frames)
+        parts["connector"] = frame.connector.times(work.num_frames)
+        hidden = self._text.read(parts["language"], work.full, frame.grad)
+        self._text.score(parts["head"], work.num_loss_tokens, hidden)
+        return parts
+
+
 def _totals(executed_parts: dict[str, Flops], needed_parts: dict[str, Flops]) -> MicroBatchFlops:
     return MicroBatchFlops(
         model=sum(flops.useful for flops in needed_parts.values()),
@@ -189,4 +217,6 @@ COUNTERS: dict[type, Any] = {
     FoveatedModel: FlopCounter,
     MultiTokenModel: OnePassCounter,
     BlindModel: OnePassCounter,
+    PerceiverModel: ProjectedCounter,
+    PrefixModel: ProjectedCounter,
 }

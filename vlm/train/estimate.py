@@ -254,7 +254,7 @@ def _advice(chosen: str, fits: dict[str, Fit], recipe: Recipe, hardware: Hardwar
     plain = [
         part
         for part in ("vision", "language", "connector")
-        if not recipe.model.model_dump()[part]["gradient_checkpointing"]
+        if not recipe.model.model_dump()[part].get("gradient_checkpointing", True)
     ]
     if plain and passing > over:
         switches = " ".join(f"model.{part}.gradient_checkpointing=true" for part in plain)
