@@ -6,9 +6,9 @@ an error that says what each rank called.
 
 The signature of a forward pass is its list of calls: the name of each module, with the type, the
 number of dimensions and the need of a gradient of its inputs. Lengths are not part of it, they
-differ between ranks. It is compared before the collectives that depend on it: before each call
-under ZeRO-3, which gathers there what a module owns or has read of others, else once before the
-backward pass.
+differ between ranks, nor are masks, which transformers leaves out where they hide nothing. It is
+compared before the collectives that depend on it: before each call under ZeRO-3, which gathers
+there what a module owns or has read of others, else once before the backward pass.
 """
 
 import hashlib
@@ -68,7 +68,7 @@ def agreed(engine: Any, about: str) -> Iterator[None]:
 
 
 def _classes(values: tuple) -> str:
-    tensors = [value for value in values if isinstance(value, Tensor)]
+    tensors = [v for v in values if isinstance(v, Tensor) and v.dtype != torch.bool]
     return ", ".join(
         f"{str(t.dtype).removeprefix('torch.')}[{t.ndim}]{'' if t.requires_grad else ' no grad'}"
         for t in tensors
