@@ -80,6 +80,10 @@ class Block(NamedTuple):
         return self.num_tokens / self.seconds
 
     @property
+    def tokens_per_cpu_s(self) -> float:
+        return self.num_tokens / self.cpu_s
+
+    @property
     def step_s(self) -> float:
         return self.seconds / self.num_steps
 
@@ -235,18 +239,23 @@ def measure(args: argparse.Namespace, recipe: Recipe, settings: dict[str, Any]) 
 def summary(blocks: Blocks) -> dict[str, Any]:
     """Medians over rounds; ratios by rounds, because neighbours in time shared a machine's load."""
     toolkit, bare = blocks["toolkit"], blocks["bare"]
+    others = {name: found for name, found in blocks.items() if name != "toolkit"}
+    pairs = {name: list(zip(toolkit, found, strict=True)) for name, found in others.items()}
     ratios = {
+        name: statistics.median(mine.tokens_per_s / other.tokens_per_s for mine, other in both)
+        for name, both in pairs.items()
+    }
+    by_cpu = {
         name: statistics.median(
-            mine.tokens_per_s / other.tokens_per_s
-            for mine, other in zip(toolkit, found, strict=True)
+            mine.tokens_per_cpu_s / other.tokens_per_cpu_s for mine, other in both
         )
-        for name, found in blocks.items()
-        if name != "toolkit"
+        for name, both in pairs.items()
     }
     overheads = [mine.step_s - other.step_s for mine, other in zip(toolkit, bare, strict=True)]
     return {
         "contestants": {name: _contestant(found) for name, found in blocks.items()},
         "toolkit_over": ratios,
+        "toolkit_over_by_cpu": by_cpu,
         "overhead_s": statistics.median(overheads),
     }
 
@@ -279,15 +288,17 @@ def utilisation(blocks: Blocks, flops: float, device: torch.device) -> dict[str,
 def table(figures: dict[str, Any]) -> str:
     """As Markdown."""
     lines = [
-        "| contestant | real tokens/s (median) | min | max | ms a step | of CPU | toolkit is |",
-        "|---|---|---|---|---|---|---|",
+        "| contestant | real tokens/s (median) | min | max | ms a step | toolkit is "
+        "| CPU ms a step | toolkit is, by CPU |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, found in figures["contestants"].items():
-        ratio = figures["toolkit_over"].get(name)
-        rates = (found[f"{which}tokens_per_s"] for which in ("", "min_", "max_"))
-        times = (found[which] for which in ("step_s", "step_cpu_s"))
-        cells = [name, *(f"{rate:.0f}" for rate in rates), *(f"{1000 * s:.1f}" for s in times)]
-        lines.append(f"| {' | '.join(cells)} | {'' if ratio is None else f'{ratio:.3f} x'} |")
+        rates = [f"{found[f'{which}tokens_per_s']:.0f}" for which in ("", "min_", "max_")]
+        cells = [name, *rates]
+        for time, over in (("step_s", "toolkit_over"), ("step_cpu_s", "toolkit_over_by_cpu")):
+            ratio = figures[over].get(name)
+            cells += [f"{1000 * found[time]:.1f}", "" if ratio is None else f"{ratio:.3f} x"]
+        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", f"A step's overhead (loop minus model): {1000 * figures['overhead_s']:.1f} ms."]
     if mfu := figures.get("mfu"):
         for name in ("toolkit", "bare"):

@@ -49,6 +49,7 @@ def test_ratios_and_overhead_are_medians_over_rounds() -> None:
     }
     found = step.summary(blocks)
     assert found["toolkit_over"]["bare"] == pytest.approx(1 / 2)  # of 1/2, 3/4, 1/8
+    assert found["toolkit_over_by_cpu"]["bare"] == pytest.approx(0.9 / 1.3)  # of 0.9, 0.67, 0.69
     assert found["overhead_s"] == pytest.approx(1 / 4)  # of 1/4, 1/4, 7/4
     assert found["contestants"]["toolkit"]["tokens_per_s"] == pytest.approx(25)
     assert found["contestants"]["toolkit"]["step_cpu_s"] == pytest.approx(0.3)
