@@ -121,7 +121,7 @@ def test_others_are_scaled_and_cropped(
 
 
 def test_a_header_that_the_decoder_reads_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jpeg, "plain_shape", lambda _: (16, 16))
+    monkeypatch.setattr(jpeg, "_read_head", lambda _: ((16, 16), 0))
     with pytest.raises(SampleError, match="here, member a.000.jpg: a damaged JPEG: two headers"):
         run(images(encoded(picture(8, 16))), (1, 16, 16))
 

@@ -9,7 +9,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from vlm.data.format.jpeg import plain_shape
+from vlm.data.format.jpeg import plain_shape, plain_shapes
 
 
 def encoded(mode: str = "RGB", **options: Any) -> bytes:
@@ -68,6 +68,26 @@ def test_others_are_not_plain() -> None:
     arithmetic = bytearray(jpeg)
     arithmetic[start_of_frame + 1] = 0xC9
     assert plain_shape(bytes(arithmetic)) is None
+
+
+def test_several_are_read_as_one_by_one() -> None:
+    bodies = [
+        encoded(),
+        encoded(quality=30),
+        encoded(),
+        encoded(),
+        encoded("CMYK"),
+        encoded("L"),
+        b"",
+        encoded(exif=exif(1)),
+        encoded(exif=exif(6)),
+        encoded(exif=exif(1)),
+        encoded()[:170],
+        encoded(),
+    ]
+    shapes = plain_shapes(memoryview(body) for body in bodies)
+    assert shapes == [plain_shape(body) for body in bodies]
+    assert shapes.count(None) == 3 + (plain_shape(bodies[10]) is None)
 
 
 def test_damaged_heads_end() -> None:

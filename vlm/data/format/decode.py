@@ -90,15 +90,14 @@ def decode_frames(content: Content, out: np.ndarray, sampling: Sampling, where: 
     if not content.video:
         _check_count(len(content.images), len(out), where)
         # all heads first: decoding leaves nothing of what this takes in the processor's caches
-        todo = [
-            (image, frame, f"{where}, member {name}", "" if _is_plain(name, image, frame) else name)
-            for frame, (name, image) in zip(out, content.images.items(), strict=True)
-        ]
-        for image, frame, member, scaled in todo:
-            if scaled:
-                _decode_scaled(scaled, image, frame, member)
+        wanted = out.shape[1:3]
+        shapes = jpeg.plain_shapes(content.images.values())
+        todo = list(zip(content.images, content.images.values(), out, shapes, strict=True))
+        for name, image, frame, shape in todo:
+            if shape == wanted and name.endswith(_JPEG):
+                _decode_plain(image, frame, f"{where}, member {name}")
             else:
-                _decode_plain(image, frame, member)
+                _decode_scaled(name, image, frame, f"{where}, member {name}")
         return
     ((name, video),) = content.video.items()
     member = f"{where}, member {name}"
@@ -149,15 +148,10 @@ def decode_image(name: str, image: memoryview | bytes, out: np.ndarray, where: s
         SampleError: what ``image_shape`` refuses, a damaged image, or H x W that is not square
             where the image must be scaled to it.
     """
-    if _is_plain(name, image, out):
+    if name.endswith(_JPEG) and jpeg.plain_shape(image) == out.shape[:2]:
         _decode_plain(image, out, where)
     else:
         _decode_scaled(name, image, out, where)
-
-
-def _is_plain(name: str, image: memoryview | bytes, out: np.ndarray) -> bool:
-    """Whether simplejpeg makes of an image what is wanted, straight into ``out``."""
-    return name.endswith(_JPEG) and jpeg.plain_shape(image) == out.shape[:2]
 
 
 def _decode_plain(image: memoryview | bytes, out: np.ndarray, where: str) -> None:

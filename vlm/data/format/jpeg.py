@@ -6,6 +6,7 @@ and whether the rest of the file is sound (`vlm.data.format.decode`).
 
 import io
 import struct
+from collections.abc import Iterable
 
 from PIL import ExifTags, Image
 
@@ -24,23 +25,42 @@ def plain_shape(jpeg: memoryview | bytes) -> tuple[int, int] | None:
 
     None for all else: CMYK, photos that EXIF turns, what is no JPEG.
     """
+    return _read_head(jpeg)[0]
+
+
+def plain_shapes(jpegs: Iterable[memoryview | bytes]) -> list[tuple[int, int] | None]:
+    """``plain_shape`` of each; those of a clip mostly begin alike, and one of them is looked at."""
+    found, head, shape = [], b"", None
+    for jpeg in jpegs:
+        if not head or bytes(jpeg[: len(head)]) != head:
+            shape, length = _read_head(jpeg)
+            head = bytes(jpeg[:length])
+        found.append(shape)
+    return found
+
+
+def _read_head(jpeg: memoryview | bytes) -> tuple[tuple[int, int] | None, int]:
+    """``plain_shape``, and how many bytes tell it; 0 where it needs more than the first ones."""
     position = 2  # behind the marker that begins every JPEG
+    has_exif = False
     try:
         while True:
             begin, marker, length = _SEGMENT.unpack_from(jpeg, position)
             if marker in _FRAMES and begin == 0xFF:
                 height, width, num_components = _FRAME.unpack_from(jpeg, position + 5)
-                return (height, width) if num_components in (1, 3) else None
+                end = 0 if has_exif else position + 5 + _FRAME.size
+                return (height, width) if num_components in (1, 3) else None, end
             if begin != 0xFF or (marker == _EXIF and _is_turned(jpeg, position)):
-                return None
+                return None, 0
+            has_exif = has_exif or marker == _EXIF
             if marker in _SKIPPED:
                 position += 2 + length
             elif marker == 0xFF:  # padding
                 position += 1
             else:
-                return None
+                return None, 0
     except struct.error:  # the file ends here
-        return None
+        return None, 0
 
 
 def _is_turned(jpeg: memoryview | bytes, position: int) -> bool:
