@@ -114,7 +114,7 @@ def test_one_machine_by_the_same_command() -> None:
 
 def test_a_rank_an_agent_and_a_frozen_rank(nodes: Nodes, tmp_path: Path) -> None:
     """Three failures one after another; the job goes on each time, and losses are the same."""
-    given = options(nodes, tmp_path, "--hang-s", 8, "--grace-s", 10)
+    given = options(nodes, tmp_path, "--hang-s", 40, "--grace-s", 20)
     started = launcher(*given, *training(tmp_path, *LONG))
     at_step(tmp_path, 9)
     os.kill(pid_of(tmp_path, 1), signal.SIGKILL)
