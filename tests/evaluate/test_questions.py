@@ -14,6 +14,7 @@ from tests.evaluate.world import (
     make_sample,
     make_samples,
 )
+from vlm.batch import Batch
 from vlm.data.format.schema import Turn
 from vlm.data.load.collate import Collator
 from vlm.data.load.reader import LoadedSample
@@ -222,12 +223,17 @@ def test_greedy_answers_are_what_teacher_forcing_predicts(
 ) -> None:
     model, samples = learned
     batch = whole_batch(collator, samples)
-    hidden = []
-    score = model.language.logits
+    scored = []
+    score = model.language.token_losses
+
+    def watched(hidden: torch.Tensor, asked: Batch) -> torch.Tensor:
+        scored.append(model.language.logits(hidden[asked.target_index]))
+        return score(hidden, asked)
+
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model.language, "logits", lambda h: hidden.append(score(h)) or hidden[-1])
+        patch.setattr(model.language, "token_losses", watched)
         model(batch)
-    assert torch.equal(hidden[0].argmax(-1), batch.targets)
+    assert torch.equal(scored[0].argmax(-1), batch.targets)
     expected = [loaded.sample.conversation()[1].content for loaded in samples]
     assert answer(model, collator, find_questions(samples), samples) == expected
 
