@@ -176,7 +176,7 @@ def ablations() -> list[Any]:
 @pytest.mark.parametrize("path", ablations())
 def test_each_ablation_trains(path: Path) -> None:
     recipe = tiny_recipe(path, runs.new_folder() / path.stem)
-    assert ranks(1).run(train, recipe) == [3]
+    assert ranks(1).run(train, recipe, timeout_s=600) == [3]
 
 
 def test_held_out_images_are_shown_as_often_as_trained_ones() -> None:
