@@ -37,6 +37,8 @@ class TrainConfig(Strict):
     eval_steps: int = Field(20, gt=0, description="global steps of each evaluation")
     #: also evaluate as at inference, frame after frame; a second pass, not under ZeRO-3
     eval_autoregressive: bool = False
+    #: held-out samples whose answers each evaluation writes to predictions.jsonl; not under ZeRO-3
+    eval_predictions: int = Field(0, ge=0)
     #: what the best checkpoint, and early stopping, go by; lower is better
     best_metric: EvalMetric = "eval_loss"
     early_stop: EarlyStopConfig | None = None

@@ -86,11 +86,8 @@ def build_run(
     # what goes on has weights of its own, and outlives the stage before
     if recipe.model.init_from is not None and not finished_in(recipe.output_dir / "checkpoints"):
         chain.load_weights(model, recipe.model.init_from)
-    if recipe.train.eval_autoregressive and ds_config["zero_optimization"]["stage"] == 3:
-        raise ConfigError(
-            "train.eval_autoregressive: ranks call the model as often as their samples have "
-            "frames, which ZeRO-3 cannot; set it to false and use launch/evaluate.py, or stage 2"
-        )
+    if ds_config["zero_optimization"]["stage"] == 3:
+        _refuse_what_ranks_do_unequally(recipe)
     engine = build_engine(model, recipe, ds_config, cpu=machine.device.type == "cpu")
     identity = identify(recipe, ds_config, train.plan)
     if recipe.data.loss_on == "preference":
@@ -114,6 +111,20 @@ def build_run(
         "versions": {name: version(name) for name in ("deepspeed", "torch", "transformers")},
     }
     return Run(recipe, machine, engine, tokenizer, train, held_out, saver, preemption, about)
+
+
+def _refuse_what_ranks_do_unequally(recipe: Recipe) -> None:
+    """Under ZeRO-3 a rank that calls the model alone waits for the others' weights for ever."""
+    config = recipe.train
+    for key, asked in (
+        ("eval_autoregressive", config.eval_autoregressive),
+        ("eval_predictions", config.eval_predictions),
+    ):
+        if asked:
+            raise ConfigError(
+                f"train.{key}: found {asked}, but not all ranks call the model equally often for "
+                "it, which ZeRO-3 cannot; leave it out and use launch/evaluate.py, or stage 2"
+            )
 
 
 def _local(recipe: Recipe) -> Path | None:

@@ -1,0 +1,120 @@
+"""What a model answers while it trains: some held-out samples, the answer expected beside its own.
+
+For eyes, not for figures: a loss can fall while every answer becomes the same. Not here: judging
+answers (``vlm.evaluate``).
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vlm.config import Order
+from vlm.data.format.schema import Turn
+from vlm.data.load.collate import Collator, frame_size, question_first
+from vlm.data.load.reader import LoadedSample, Reader
+from vlm.data.plan.catalog import Catalog
+from vlm.data.text import chat
+from vlm.errors import SampleError
+from vlm.train.run import Run
+
+log = logging.getLogger(__name__)
+
+FILE = "predictions.jsonl"
+#: more of an answer is not waited for
+MAX_NEW_TOKENS = 256
+#: tokens that an answer may be longer than the expected one, to be seen to ramble
+ROOM = 8
+
+
+class Asked(NamedTuple):
+    """A held-out sample up to its last answer."""
+
+    key: str
+    turns: tuple[Turn, ...]
+    expected: str
+    sample: LoadedSample
+
+
+def write(run: Run, step: int) -> None:
+    """Appends a line for each of ``train.eval_predictions`` samples, always the same ones."""
+    source, recipe = run.eval, run.recipe
+    asked = ask(source.catalog, recipe.train.eval_predictions, recipe.data.max_text_tokens)
+    if not asked:
+        log.warning("no held-out sample has an answer to predict")
+        return
+    run.engine.eval()
+    given = answer(
+        run.engine.module,
+        source.collator,
+        asked,
+        recipe.data.orders[0],
+        frame_size(source.catalog),
+        run.machine.device,
+    )
+    run.engine.train()
+    with (recipe.output_dir / FILE).open("a", encoding="utf-8") as file:
+        for one, text in zip(asked, given, strict=True):
+            row = {"step": step, "key": one.key, "asked": one.turns[-1].content}
+            file.write(json.dumps({**row, "expected": one.expected, "given": text}) + "\n")
+            log.info("%r: expected %r, got %r", one.key, one.expected, text)
+
+
+def ask(catalog: Catalog, count: int, max_text_tokens: int | None) -> list[Asked]:
+    """Up to ``count`` samples that end with an answer, evenly spaced among those of a catalog."""
+    usable = catalog.num_answer_tokens > 0
+    if max_text_tokens is not None:
+        usable &= catalog.num_tokens <= max_text_tokens
+    rows = np.flatnonzero(usable)
+    rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows)), dtype=np.int64)]
+    reader, found = Reader(catalog), []
+    for row, key in zip(rows.tolist(), catalog.keys(rows.tolist()), strict=True):
+        try:
+            loaded = reader.read(row)
+        except SampleError:
+            continue  # the evaluation itself has named it, and replaced it
+        if loaded.sample.form not in ("turns", "caption"):
+            continue
+        *turns, last = loaded.sample.conversation()
+        if last.role == "assistant" and turns and turns[-1].role == "user":
+            found.append(Asked(key, tuple(turns), last.content, loaded))
+    reader.close()
+    return found
+
+
+def answer(
+    model: Any,
+    collator: Collator,
+    asked: Sequence[Asked],
+    order: Order,
+    blank: tuple[int, int],
+    device: Any,
+) -> list[str]:
+    """The model's greedy answer to each, all in one batch.
+
+    Args:
+        blank: (H, W) of the frame that a batch of text alone carries.
+    """
+    encoded = []
+    for one in asked:
+        turns, count = one.turns, len(one.sample.frames)
+        if order == "question_first":
+            turns = question_first(turns, one.sample.sample.kind, count)
+        prompt = chat.encode_prompt(collator.tokenizer, turns, collator.image_token)
+        encoded.append(
+            chat.expand_frames(prompt, count, collator.tokens_per_frame, collator.image_token_id)
+        )
+    frames, keys = [one.sample.frames for one in asked], [one.key for one in asked]
+    batch = collator.batch(frames, encoded, keys, "video", blank)
+    tokenizer = collator.tokenizer
+    expected = tokenizer([one.expected for one in asked], add_special_tokens=False)["input_ids"]
+    ids = model.generate(
+        batch.to(device),
+        eos_token_id=chat.stop_ids(tokenizer, collator.image_token),
+        max_new_tokens=min(MAX_NEW_TOKENS, max(map(len, expected)) + ROOM),
+    )
+    return tokenizer.batch_decode(
+        ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
