@@ -11,79 +11,37 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from tests.launch.running import ROOT, launcher, nobody_stays, nodes, options, state, training
+from tests.launch.running import (
+    PATIENCE_S,
+    ROOT,
+    at_step,
+    exact,
+    finish,
+    launcher,
+    nobody_stays,
+    nodes,
+    nothing_left,
+    options,
+    pid_of,
+    state,
+    training,
+)
 from tests.nodes import sshd
 from tests.nodes.sshd import Nodes
 from tests.system import require
 from tests.train import helpers
 from vlm.nodes.hostfile import to_text
-from vlm.train.metrics import read_rows
 
 __all__ = ["nobody_stays", "nodes"]  # fixtures
 pytestmark = pytest.mark.slow
 
 STEPS = 80
-PATIENCE_S = 400.0
 LONG = (f"train.steps={STEPS}", "train.checkpoint_every=4", "train.eval_every=40")
-#: columns that must not differ between a run that was disturbed and one that was not
-EXACT = ("event", "step", "epoch", "samples_seen", "tokens_seen", "grad_norm", "loss", "eval_loss")
-
-
-def until(true: Callable[[], Any], patience_s: float = PATIENCE_S, why: object = "") -> Any:
-    stop = time.monotonic() + patience_s
-    while not (found := true()):
-        assert time.monotonic() < stop, f"waited in vain; {why}"
-        time.sleep(0.05)
-    return found
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        return state(folder)
-    return {"ranks": {}, "attempt": 0, "hosts": {}, "phase": ""}
-
-
-def at_step(folder: Path, step: int, attempt: int = 1) -> dict[str, Any]:
-    """Waits until all ranks have come to a step of an attempt."""
-
-    def there() -> dict[str, Any] | None:
-        found = read_state(folder)
-        steps = [rank.get("step", 0) for rank in found["ranks"].values()]
-        return found if found["attempt"] == attempt and steps and min(steps) >= step else None
-
-    return until(there, why=folder)
-
-
-def pid_of(folder: Path, rank: int) -> int:
-    return read_state(folder)["ranks"][str(rank)]["pid"]
-
-
-def processes(folder: Path) -> list[psutil.Process]:
-    """Of the job in this folder, wherever they are."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and any(str(folder) in a for a in process.cmdline()):
-                found.append(process)
-    return found
-
-
-def nothing_left(folder: Path) -> None:
-    until(lambda: not processes(folder), 60, processes(folder))
-
-
-def exact(folder: Path) -> list[dict[str, Any]]:
-    rows = read_rows(folder / "run/metrics.jsonl")
-    kept = [row for row in rows if row["event"] in ("train", "eval")]
-    return [{k: v for k, v in row.items() if k.startswith(EXACT)} for row in kept]
 
 
 @functools.cache
@@ -97,12 +55,6 @@ def undisturbed() -> Path:
     output = started.communicate(timeout=PATIENCE_S)[0]
     assert started.returncode == 0, output
     return folder
-
-
-def finish(started: subprocess.Popen[str], code: int = 0) -> str:
-    output = started.communicate(timeout=PATIENCE_S)[0]
-    assert started.returncode == code, output
-    return output
 
 
 def test_one_machine_by_the_same_command() -> None:

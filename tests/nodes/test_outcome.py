@@ -39,11 +39,13 @@ def test_the_first_to_fail_counts(code: int, expected: int, reason: str) -> None
 
 def test_a_code_that_only_the_agent_knows() -> None:
     tally = Tally(PLACES)
-    tally.ended(1, 2, None, [])
+    tally.ended(1, 2, None, ["last words"])
     tally.ended(1, 3, -9, [])  # its own host has ended it, because of the other one
     assert not tally.failed
     tally.done(1, {2: 7})
-    assert tally.outcome().code == 7
+    found = tally.outcome()
+    assert found.code == 7
+    assert found.fault is not None and found.fault.lines == ("last words",)
 
 
 def test_a_host_is_lost_and_a_hang() -> None:

@@ -56,6 +56,8 @@ class Tally:
         self._lost: set[int] = set()
         #: hosts of which a rank has ended with what only its agent will say; it may be the first
         self._unknown: set[int] = set()
+        #: last lines of ranks that have ended: with what may be known only later
+        self._said: dict[int, Sequence[str]] = {}
         self._hung = False
 
     @property
@@ -64,6 +66,7 @@ class Tally:
 
     def ended(self, index: int, rank: int, code: int | None, lines: Sequence[str]) -> None:
         """``code`` None: it has ended, the host will say with what."""
+        self._said[rank] = lines
         if code is None:
             self._unknown.add(index)
         elif code and index not in self._unknown:
@@ -73,7 +76,7 @@ class Tally:
         """All ranks of a host have ended; ``codes`` are those that its agent holds for failed."""
         self._done.add(index)
         for rank, code in codes.items():
-            self._fail(index, rank, exit_code(code), in_words(code))
+            self._fail(index, rank, exit_code(code), in_words(code), self._said.get(rank, ()))
 
     def lose(self, index: int, reason: str) -> None:
         """A host is gone before its ranks have ended."""
