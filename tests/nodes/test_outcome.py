@@ -11,8 +11,8 @@ def test_nothing_failed() -> None:
     tally = Tally(PLACES)
     tally.ended(0, 0, 0, [])
     tally.ended(1, 4, None, [])  # what it ended with is for the agent to say
-    tally.done(0, {})
-    tally.done(1, {})
+    tally.done(0, [])
+    tally.done(1, [])
     tally.lose(1, "its connection ends")
     assert tally.outcome() == Outcome(0, None, frozenset()) and not tally.failed
 
@@ -39,10 +39,10 @@ def test_the_first_to_fail_counts(code: int, expected: int, reason: str) -> None
 
 def test_a_code_that_only_the_agent_knows() -> None:
     tally = Tally(PLACES)
-    tally.ended(1, 2, None, ["last words"])
+    tally.ended(1, 2, None, [])
     tally.ended(1, 3, -9, [])  # its own host has ended it, because of the other one
     assert not tally.failed
-    tally.done(1, {2: 7})
+    tally.done(1, [(2, 7, ["last words"])])
     found = tally.outcome()
     assert found.code == 7
     assert found.fault is not None and found.fault.lines == ("last words",)

@@ -124,7 +124,8 @@ class Watch:
             codes: by local rank, of those that torch holds for failed.
         """
         self.look()
-        self._events.send("done", codes=list(codes.items()))
+        failed = [(own, code, self._last_lines(own)) for own, code in codes.items()]
+        self._events.send("done", failed=failed)
 
     def tell_stacks(self) -> None:
         """Of all ranks: what their threads do, and what the kernel says of them."""

@@ -4,7 +4,7 @@ Not here: what is done about it (``vlm.nodes.restart``).
 """
 
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vlm.errors import EXIT_FAULTS
@@ -56,8 +56,6 @@ class Tally:
         self._lost: set[int] = set()
         #: hosts of which a rank has ended with what only its agent will say; it may be the first
         self._unknown: set[int] = set()
-        #: last lines of ranks that have ended: with what may be known only later
-        self._said: dict[int, Sequence[str]] = {}
         self._hung = False
 
     @property
@@ -66,17 +64,20 @@ class Tally:
 
     def ended(self, index: int, rank: int, code: int | None, lines: Sequence[str]) -> None:
         """``code`` None: it has ended, the host will say with what."""
-        self._said[rank] = lines
         if code is None:
             self._unknown.add(index)
         elif code and index not in self._unknown:
             self._fail(index, rank, exit_code(code), in_words(code), lines)
 
-    def done(self, index: int, codes: Mapping[int, int]) -> None:
-        """All ranks of a host have ended; ``codes`` are those that its agent holds for failed."""
+    def done(self, index: int, failed: Iterable[tuple[int, int, Sequence[str]]]) -> None:
+        """All ranks of a host have ended.
+
+        Args:
+            failed: rank, exit code and last lines of each that the host's agent holds for failed.
+        """
         self._done.add(index)
-        for rank, code in codes.items():
-            self._fail(index, rank, exit_code(code), in_words(code), self._said.get(rank, ()))
+        for rank, code, lines in failed:
+            self._fail(index, rank, exit_code(code), in_words(code), lines)
 
     def lose(self, index: int, reason: str) -> None:
         """A host is gone before its ranks have ended."""

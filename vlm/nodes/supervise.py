@@ -121,7 +121,8 @@ class Attempt:
         elif kind == "fault":
             self._tally.lose(index, event["text"])
         elif kind == "done":
-            self._tally.done(index, {self._first_ranks[index] + r: c for r, c in event["codes"]})
+            first = self._first_ranks[index]
+            self._tally.done(index, [(first + own, *rest) for own, *rest in event["failed"]])
         elif kind == "closed":
             self._open.discard(index)
             self._tally.lose(index, event["reason"])
