@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -11,8 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
-from tests.models import tiny
+from tests.models import adapted, tiny
 from vlm.batch import Batch
+from vlm.models import registry
 from vlm.models.flop_work import shapes_of
 from vlm.models.flops import COUNTERS, FlopCounter
 from vlm.models.foveated import FoveatedConfig, FoveatedModel
@@ -218,3 +220,9 @@ def test_projections(family: str, per_frame: int, frozen: tuple[str, ...], lean:
         model.language.lm.gradient_checkpointing_enable({"use_reentrant": False})
     for samples in ([(5, 9), (0, 4), (1, 13)], [(0, 7), (0, 12)]):
         check(model, tiny.make_batch(samples, per_frame=per_frame), "one_pass")
+
+
+def test_adapters_on_a_base_that_is_not_exported(tmp_path: Path) -> None:
+    config = adapted.recipe(adapted.write_base(tmp_path / "base"))
+    model = registry.build(config, tiny.VOCAB, 0).float().train()
+    check(freeze(model, ("vision",)), tiny.make_batch([(2, 9), (0, 4)], per_frame=3), "one_pass")

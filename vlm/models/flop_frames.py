@@ -47,6 +47,7 @@ def _of_frame(
     family: Any, config: str, trained: tuple[str, ...], recomputes: bool, size: tuple[int, int]
 ) -> FrameFlops:
     parts, names = family.config_class.from_dict(json.loads(config)), set(trained)
+    parts.base = None  # a language model without weights will do, whatever adapters stand on
     with torch.device("meta"):
         twin = family(parts)
         frame = torch.zeros(1, 3, *size, dtype=torch.uint8)
