@@ -219,11 +219,29 @@ def test_unpacking_once(tmp_path: Path) -> None:
     assert not (tmp_path / "d" / "videos" / "a.mp4").exists()
 
 
-def test_unpacking_stays_in_its_folder(tmp_path: Path) -> None:
-    write_tar(tmp_path / "d" / "x.tar.gz", "../out.mp4")
-    with pytest.raises(DataError, match="x.tar.gz cannot be unpacked"):
+@pytest.mark.parametrize("name", ["../out.mp4", "a/../../out.mp4", "/{root}/out.mp4"])
+def test_unpacking_stays_in_its_folder(name: str, tmp_path: Path) -> None:
+    write_tar(tmp_path / "d" / "x.tar.gz", name.format(root=tmp_path))
+    with pytest.raises(DataError, match="x.tar.gz cannot be unpacked: .*leads out"):
         unpack(tmp_path)
     assert not (tmp_path / "out.mp4").exists()
+
+
+def test_links_are_not_unpacked(tmp_path: Path) -> None:
+    """A link and then a file through it would be written anywhere."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "outside").mkdir()
+    with tarfile.open(tmp_path / "d" / "x.tar.gz", "w:gz") as archive:
+        link = tarfile.TarInfo("there")
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "outside")
+        archive.addfile(link)
+        info = tarfile.TarInfo("there/a.mp4")
+        info.size = 4
+        archive.addfile(info, io.BytesIO(b"body"))
+    unpack(tmp_path)
+    assert not (tmp_path / "d" / "there").is_symlink()
+    assert not list((tmp_path / "outside").iterdir())
+    assert (tmp_path / "d" / "there" / "a.mp4").read_bytes() == b"body"
 
 
 def write_tar(path: Path, name: str) -> None:

@@ -7,6 +7,7 @@ are bounded. Not here: which files a data set needs (`vlm.data.make.adapters.reg
 
 import http.client
 import os
+import shutil
 import tarfile
 import time
 import urllib.error
@@ -108,11 +109,27 @@ def unpack(root: Path) -> None:
             continue
         try:
             with tarfile.open(path, "r:gz") as archive:
-                # no links, devices or paths that lead out
-                archive.extractall(path.parent, filter="data")
+                _extract(archive, path.parent)
         except (tarfile.TarError, EOFError, OSError) as error:
             raise DataError(f"{path} cannot be unpacked: {error}; download it again") from None
         marker.touch()
+
+
+def _extract(archive: tarfile.TarFile, folder: Path) -> None:
+    """Files alone, each within ``folder``; links and devices stay in the archive.
+
+    Not ``extractall(filter="data")``, which Python has from 3.11.4 on.
+    """
+    root = folder.resolve()
+    for member in archive:
+        target = root / member.name
+        if not target.resolve().is_relative_to(root):
+            raise tarfile.TarError(f"{member.name!r} leads out of its folder")
+        content = archive.extractfile(member) if member.isreg() else None
+        if content is not None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with content, target.open("wb") as file:
+                shutil.copyfileobj(content, file)
 
 
 def fetch_files(
