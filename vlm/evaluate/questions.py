@@ -16,10 +16,9 @@ import numpy as np
 from vlm.batch import Batch
 from vlm.config import Order
 from vlm.data.format.schema import MARK, Turn
-from vlm.data.load.collate import Collator, question_first
+from vlm.data.load.collate import Collator
 from vlm.data.load.reader import LoadedSample
-from vlm.data.text import chat
-from vlm.models.generate import generate
+from vlm.train.predictions import longest, reply
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +31,8 @@ QUESTIONS_PER_BATCH = 128
 #: of all frames of a batch: 334 of 224 px, whose keys and values take about 3 GB in a small tower
 PIXELS_PER_BATCH = 1 << 24
 MAX_GROUP_CHARS = 100
+#: tokens that an answer may be longer than the longest expected one, to be seen to ramble
+ROOM = 4
 
 
 @dataclass(frozen=True)
@@ -136,24 +137,12 @@ def answer(
     for part in cut(own, QUESTIONS_PER_BATCH):
         asked = [questions[i] for i in part]
         frames = [shown_frames(samples, question.sample, control) for question in asked]
-        ids = generate(
-            model,
-            prompt_batch(collator, asked, frames, order).to(model.device),
-            eos_token_id=chat.stop_ids(collator.tokenizer, collator.image_token),
-            max_new_tokens=_longest(collator, asked) + 4,  # room to be seen to ramble
-            mode=mode,
-        )
-        texts = collator.tokenizer.batch_decode(
-            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        batch = prompt_batch(collator, asked, frames, order)
+        room = longest(collator, [question.expected for question in asked]) + ROOM
+        texts = reply(model, collator, batch, room, mode)
         for i, text in zip(part, texts, strict=True):
             answers[i] = text
     return answers
-
-
-def _longest(collator: Collator, questions: Sequence[Question]) -> int:
-    texts = [question.expected for question in questions]
-    return max(map(len, collator.tokenizer(texts, add_special_tokens=False)["input_ids"]))
 
 
 def prompt_batch(
@@ -163,17 +152,11 @@ def prompt_batch(
     order: Order = "frames_first",
 ) -> Batch:
     """One row for each question, with the frames that it is about."""
-    encoded = []
-    for question, shown in zip(questions, frames, strict=True):
-        turns = question.turns
-        if order == "question_first":
-            turns = question_first(turns, question.kind, len(shown))
-        prompt = chat.encode_prompt(collator.tokenizer, turns, collator.image_token)
-        encoded.append(
-            chat.expand_frames(
-                prompt, len(shown), collator.tokens_per_frame, collator.image_token_id
-            )
-        )
+    first = order == "question_first"
+    encoded = [
+        collator.encode_prompt(question.turns, question.kind, len(shown), first)
+        for question, shown in zip(questions, frames, strict=True)
+    ]
     keys = [str(question.sample) for question in questions]
     return collator.batch(list(frames), encoded, keys, "video", frames[0].shape[1:3])
 

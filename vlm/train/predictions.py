@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vlm.batch import Batch
 from vlm.config import Order
 from vlm.data.format.schema import Turn
-from vlm.data.load.collate import Collator, frame_size, question_first
+from vlm.data.load.collate import Collator, frame_size
 from vlm.data.load.reader import LoadedSample, Reader
 from vlm.data.plan.catalog import Catalog
 from vlm.data.text import chat
 from vlm.errors import SampleError
+from vlm.models.generate import generate
 from vlm.train.run import Run
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,6 @@ def write(run: Run, step: int) -> None:
         asked,
         recipe.data.orders[0],
         frame_size(source.catalog),
-        run.machine.device,
     )
     run.engine.train()
     with (recipe.output_dir / FILE).open("a", encoding="utf-8") as file:
@@ -85,36 +86,41 @@ def ask(catalog: Catalog, count: int, max_text_tokens: int | None) -> list[Asked
 
 
 def answer(
-    model: Any,
-    collator: Collator,
-    asked: Sequence[Asked],
-    order: Order,
-    blank: tuple[int, int],
-    device: Any,
+    model: Any, collator: Collator, asked: Sequence[Asked], order: Order, blank: tuple[int, int]
 ) -> list[str]:
     """The model's greedy answer to each, all in one batch.
 
     Args:
         blank: (H, W) of the frame that a batch of text alone carries.
     """
-    encoded = []
-    for one in asked:
-        turns, count = one.turns, len(one.sample.frames)
-        if order == "question_first":
-            turns = question_first(turns, one.sample.sample.kind, count)
-        prompt = chat.encode_prompt(collator.tokenizer, turns, collator.image_token)
-        encoded.append(
-            chat.expand_frames(prompt, count, collator.tokens_per_frame, collator.image_token_id)
-        )
     frames, keys = [one.sample.frames for one in asked], [one.key for one in asked]
+    encoded = [
+        collator.encode_prompt(
+            one.turns, one.sample.sample.kind, len(one.sample.frames), order == "question_first"
+        )
+        for one in asked
+    ]
     batch = collator.batch(frames, encoded, keys, "video", blank)
-    tokenizer = collator.tokenizer
-    expected = tokenizer([one.expected for one in asked], add_special_tokens=False)["input_ids"]
-    ids = model.generate(
-        batch.to(device),
-        eos_token_id=chat.stop_ids(tokenizer, collator.image_token),
-        max_new_tokens=min(MAX_NEW_TOKENS, max(map(len, expected)) + ROOM),
+    room = longest(collator, [one.expected for one in asked]) + ROOM
+    return reply(model, collator, batch, min(MAX_NEW_TOKENS, room))
+
+
+def longest(collator: Collator, texts: Sequence[str]) -> int:
+    """Tokens of the longest text."""
+    return max(map(len, collator.tokenizer(list(texts), add_special_tokens=False)["input_ids"]))
+
+
+def reply(
+    model: Any, collator: Collator, batch: Batch, max_new_tokens: int, mode: str | None = None
+) -> list[str]:
+    """The model's greedy answer to each prompt of a batch; ``mode`` None: in its own mode."""
+    ids = generate(
+        model,
+        batch.to(model.device),
+        eos_token_id=chat.stop_ids(collator.tokenizer, collator.image_token),
+        max_new_tokens=max_new_tokens,
+        mode=mode,
     )
-    return tokenizer.batch_decode(
+    return collator.tokenizer.batch_decode(
         ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
     )

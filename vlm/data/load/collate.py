@@ -90,6 +90,20 @@ class Collator:
             chat.expand_frames(one, num_frames, per_frame, self.image_token_id) for one in found
         ]
 
+    def encode_prompt(
+        self, turns: Sequence[Turn], kind: str, num_frames: int, ask_first: bool = False
+    ) -> chat.Encoded:
+        """A conversation that ends with the user's turn, for an answer to follow.
+
+        Args:
+            kind: Of the sample, video or image.
+            ask_first: frames stand behind the first question, as ``question_first`` puts them.
+        """
+        if ask_first:
+            turns = question_first(turns, kind, num_frames)
+        prompt = chat.encode_prompt(self.tokenizer, turns, self.image_token)
+        return chat.expand_frames(prompt, num_frames, self.tokens_per_frame, self.image_token_id)
+
     def augment_frames(self, frames: np.ndarray, row: int, epoch: int) -> None:
         """Changes (T, H, W, 3) uint8 in place, as drawn for (seed, epoch, row)."""
         if len(frames) and self.augment != AugmentConfig():
