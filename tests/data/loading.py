@@ -12,10 +12,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from tests.data.collators import make_collator
 from tests.data.conftest import IMAGE_TOKEN
 from vlm.batch import Batch
 from vlm.config import AugmentConfig, DataConfig, StorageConfig
-from vlm.data.load.collate import Collator
 from vlm.data.load.loader import Loader
 from vlm.data.plan import catalog
 from vlm.data.plan.plan import Plan, Policy, Position
@@ -47,13 +47,10 @@ def open_loader(
         window=40,
         loss_on="answers",
     )
-    collator = Collator(
-        tokenizer=chat.load_tokenizer(tokenizer, IMAGE_TOKEN),
-        image_token=IMAGE_TOKEN,
-        tokens_per_frame=1,
-        loss_on="answers",
-        augment=AugmentConfig(shift_px=2, contrast=0.1),
+    collator = make_collator(
+        chat.load_tokenizer(tokenizer, IMAGE_TOKEN),
         seed=11,
+        augment=AugmentConfig(shift_px=2, contrast=0.1),
     )
     config = DataConfig(
         train="unused",

@@ -1,11 +1,15 @@
 """The foveated model sample by sample, with whole forwards and loops: no cache, no rows."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from tests.models.tiny import IMAGE
 from vlm.batch import Batch, build_batch
 from vlm.models.foveated import FoveatedModel, Mode
+from vlm.models.generate import generate
 
 
 def sample(batch: Batch, index: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,3 +78,18 @@ def plain_queries(
 def _frames_at(ids: Tensor, frames: Tensor) -> Tensor:
     # what a model says later may well be a placeholder, too
     return (ids == IMAGE).nonzero().flatten()[: len(frames)]
+
+
+def check_greedy(
+    model: Any, batch: Batch, hidden: Callable[[Any, Tensor, Tensor], Tensor], num_tokens: int
+) -> None:
+    """Generation against a forward over everything so far, token by token."""
+    found = generate(model, batch, eos_token_id=-1, max_new_tokens=num_tokens)
+    for index, new in enumerate(found):
+        frames, ids, _ = sample(batch, index)
+        assert len(new) == num_tokens
+        for token in new:
+            with torch.no_grad():
+                logits = model.language.logits(hidden(model, frames, ids)[-1])
+            assert token == int(logits.argmax())
+            ids = torch.cat([ids, torch.tensor([token])])

@@ -15,10 +15,10 @@ import webdataset
 from transformers import PreTrainedTokenizerFast
 
 from tests.data import damage, helpers
+from tests.data.collators import make_collator
 from tests.data.conftest import IMAGE_TOKEN
 from vlm.batch import Batch
 from vlm.config import AugmentConfig, DataConfig
-from vlm.data.load.collate import Collator
 from vlm.data.load.loader import LoadedStep, Loader
 from vlm.data.manifest import manifest
 from vlm.data.plan import catalog
@@ -76,14 +76,7 @@ def start(
             decode_threads=threads,
             max_bad_frac=frac,
         )
-        collator = Collator(
-            tokenizer=tokenizer,
-            image_token=IMAGE_TOKEN,
-            tokens_per_frame=1,
-            loss_on="answers",
-            augment=AugmentConfig(shift_px=2, contrast=0.1),
-            seed=5,
-        )
+        collator = make_collator(tokenizer, seed=5, augment=AugmentConfig(shift_px=2, contrast=0.1))
         plan = Plan(rows_from_catalog(found, "answers"), policy, ["fingerprint"])
         kw = {"rank": 0, "world_size": 1, "bad_samples": tmp_path / "bad_samples.jsonl"} | kw
         return Loader(found, plan, collator, config, **kw)

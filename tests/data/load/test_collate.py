@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from tests.data import helpers
+from tests.data.collators import make_collator
 from tests.data.conftest import IMAGE_TOKEN
 from vlm.config import AugmentConfig
 from vlm.data.format.schema import Turn
@@ -17,14 +18,7 @@ from vlm.data.text import chat
 
 @pytest.fixture
 def collator(tokenizer: PreTrainedTokenizerFast) -> Collator:
-    return Collator(
-        tokenizer=tokenizer,
-        image_token=IMAGE_TOKEN,
-        tokens_per_frame=2,
-        loss_on="answers",
-        augment=AugmentConfig(),
-        seed=3,
-    )
+    return make_collator(tokenizer, seed=3, tokens_per_frame=2)
 
 
 def test_frames_stand_before_the_text(collator: Collator) -> None:

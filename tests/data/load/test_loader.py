@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from tests.data import helpers
+from tests.data.collators import make_collator
 from tests.data.conftest import IMAGE_TOKEN
 from vlm.batch import Batch
 from vlm.config import AugmentConfig, DataConfig
@@ -62,14 +63,7 @@ def no_threads_left() -> Iterator[None]:
 
 @pytest.fixture
 def collator(tokenizer: PreTrainedTokenizerFast) -> Collator:
-    return Collator(
-        tokenizer=tokenizer,
-        image_token=IMAGE_TOKEN,
-        tokens_per_frame=1,
-        loss_on="answers",
-        augment=AugmentConfig(),
-        seed=7,
-    )
+    return make_collator(tokenizer, seed=7)
 
 
 def make_plan(data: Catalog, **changes: Any) -> Plan:

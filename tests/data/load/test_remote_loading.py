@@ -11,6 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from tests.data import helpers
+from tests.data.collators import make_collator
 from tests.data.conftest import IMAGE_TOKEN
 from tests.data.load.test_loader import content, make_plan
 from tests.data.servers import Server, hub, object_store, serve
@@ -47,14 +48,7 @@ def moved(local: Catalog, to: Callable[[Path], str]) -> Catalog:
 
 @pytest.fixture
 def collator(tokenizer: PreTrainedTokenizerFast) -> Collator:
-    return Collator(
-        tokenizer=tokenizer,
-        image_token=IMAGE_TOKEN,
-        tokens_per_frame=1,
-        loss_on="answers",
-        augment=AugmentConfig(shift_px=1),
-        seed=7,
-    )
+    return make_collator(tokenizer, seed=7, augment=AugmentConfig(shift_px=1))
 
 
 def load(

@@ -7,9 +7,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from tests.data import helpers
+from tests.data.collators import make_collator
 from tests.data.conftest import IMAGE_TOKEN
-from vlm.config import AugmentConfig
-from vlm.data.load.collate import Collator
 from vlm.data.load.faults import BadSamples
 from vlm.data.load.reader import Reader
 from vlm.data.load.samples import Samples, Wanted
@@ -43,14 +42,7 @@ def samples(data: Catalog, tokenizer: PreTrainedTokenizerFast) -> Samples:
         window=30,
         loss_on="answers",
     )
-    collator = Collator(
-        tokenizer=tokenizer,
-        image_token=IMAGE_TOKEN,
-        tokens_per_frame=1,
-        loss_on="answers",
-        augment=AugmentConfig(),
-        seed=1,
-    )
+    collator = make_collator(tokenizer, seed=1)
     plan = Plan(rows_from_catalog(data, "answers"), policy, ["fingerprint"])
     return Samples(data, plan, collator, Reader(data))
 

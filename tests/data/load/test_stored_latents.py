@@ -10,10 +10,10 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from tests.data import helpers
+from tests.data.collators import make_collator
 from tests.data.conftest import IMAGE_TOKEN
 from tests.data.load.test_loader import make_loader, take
 from vlm.batch import Batch
-from vlm.config import AugmentConfig
 from vlm.data.format.shards import ShardWriter
 from vlm.data.load.collate import Collator
 from vlm.data.load.reader import Reader
@@ -45,15 +45,7 @@ def write(folder: Path, tokenizer_path: Path, without: int | None = None) -> cat
 
 @pytest.fixture
 def collator(tokenizer: PreTrainedTokenizerFast) -> Collator:
-    return Collator(
-        tokenizer=tokenizer,
-        image_token=IMAGE_TOKEN,
-        tokens_per_frame=1,
-        loss_on="answers",
-        augment=AugmentConfig(),
-        seed=7,
-        latent_shape=SHAPE,
-    )
+    return make_collator(tokenizer, seed=7, latent_shape=SHAPE)
 
 
 def expected(batch: Batch) -> torch.Tensor:
