@@ -1,5 +1,7 @@
 """Pieces of micro-batches against the samples that they are made of."""
 
+import dataclasses
+
 import torch
 
 from tests.engine import engines
@@ -31,6 +33,22 @@ def test_a_part_is_what_its_samples_make() -> None:
         for last in range(first + 1, len(SHAPES) + 1):
             same(ladder.part(whole, first, last), engines.join(alone[first:last]))
             assert ladder.part(whole, first, last).keys == whole.keys[first:last]
+
+
+def test_latents_stay_with_their_frames() -> None:
+    whole = engines.join(samples())
+    marks = torch.arange(float(len(whole.frames)))
+    whole = dataclasses.replace(whole, latents=marks[:, None, None, None])
+    marked = {
+        frame.numpy().tobytes(): float(mark)
+        for frame, mark in zip(whole.frames, marks, strict=True)
+    }
+    for first in range(len(SHAPES)):
+        for last in range(first + 1, len(SHAPES) + 1):
+            piece = ladder.part(whole, first, last)
+            assert piece.latents is not None
+            found = [marked[frame.numpy().tobytes()] for frame in piece.frames]
+            assert piece.latents.flatten().tolist() == found
 
 
 def test_every_micro_batch_has_as_many_pieces_and_nothing_is_lost_or_twice() -> None:

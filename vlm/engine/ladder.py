@@ -86,14 +86,17 @@ def _pairs(of_each: torch.Tensor | None, first: int, last: int) -> torch.Tensor 
 def part(batch: Batch, first: int, last: int) -> Batch:
     """Samples ``first`` to ``last`` as a micro-batch of their own; at least one."""
     start, stop = batch.cu_seqlens[first].item(), batch.cu_seqlens[last].item()
-    frames = batch.frames[batch.cu_frames[first] : batch.cu_frames[last]]
+    begin, end = int(batch.cu_frames[first]), int(batch.cu_frames[last])
+    # without any: somebody's, and nobody looks at it
+    own = slice(begin, end) if begin < end else slice(0, 1)
     placed = _within(batch.frame_index, start, stop)
     learned = _within(batch.target_index, start, stop)
     positions, frame_index = batch.position_ids[start:stop], batch.frame_index[placed] - start
     has_frames = frame_index.numel() > 0
     return dataclasses.replace(
         batch,
-        frames=frames if len(frames) else batch.frames[:1],  # somebody's, and nobody looks at it
+        frames=batch.frames[own],
+        latents=None if batch.latents is None else batch.latents[own],
         cu_frames=batch.cu_frames[first : last + 1] - batch.cu_frames[first],
         input_ids=batch.input_ids[start:stop],
         labels=batch.labels[start:stop],
