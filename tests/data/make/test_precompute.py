@@ -1,6 +1,7 @@
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -13,7 +14,6 @@ from PIL import Image
 
 from tests.data import helpers
 from tests.data.clips import indices, write_clip
-from tests.data.waiting import wait_for
 from vlm.data.format import schema
 from vlm.data.make import precompute
 from vlm.data.make.adapters.registry import ADAPTERS
@@ -184,25 +184,45 @@ def test_shards_made_otherwise_do_not_mix(annotations: Path, tmp_path: Path, cha
         run(annotations, output, settings)
 
 
+#: what the tool does, killed at the n-th call of a function of _OpenShard
+KILLED = """
+import itertools, os, runpy, signal, sys
+from vlm.data.format.shards import _OpenShard
+
+name, number = sys.argv.pop(1), int(sys.argv.pop(1))
+calls, real = itertools.count(1), getattr(_OpenShard, name)
+
+def deadly(*args):
+    if next(calls) == number:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args)
+
+setattr(_OpenShard, name, deadly)
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "number", "num_published"), [("add", 1, 0), ("publish", 2, 1), ("add", 4, 1)]
+)
 def test_killed_in_the_middle_and_finished_by_a_second_run(
-    annotations: Path, tmp_path: Path
+    annotations: Path, tmp_path: Path, function: str, number: int, num_published: int
 ) -> None:
     output, expected = tmp_path / "out", tmp_path / "expected"
     run(annotations, expected)
-    command = [sys.executable, "tools/precompute.py", "video", "--annotations", str(annotations)]
-    command += ["--output", str(output), "--size", "32", "--samples-per-shard", "3"]
-    child = subprocess.Popen(
-        [*command, "--workers", "1"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
+    (tmp_path / "killed.py").write_text(KILLED)
+    command = [sys.executable, tmp_path / "killed.py", function, str(number)]
+    command += ["tools/precompute.py", "video", "--annotations", annotations, "--output", output]
+    command += ["--size", "32", "--samples-per-shard", "3", "--workers", "1"]
+    child = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True
     )
-    wait_for(lambda: list(output.glob(".video-*.tmp")))
-    child.kill()
-    child.communicate()
+    assert child.returncode == -signal.SIGKILL, child.stderr
     before = {shard.name: shard.read_bytes() for shard in output.glob("*.tar")}
-    assert len(before) < 4, "it was not killed in the middle"
+    assert len(before) == num_published
     assert before.items() <= contents(expected).items()
+    assert list(output.glob(".*.tar.*.tmp")), "nothing was under way"
     report = run(annotations, output)
     assert contents(output) == contents(expected)
     assert report.num_written + report.num_present == 7

@@ -69,15 +69,15 @@ def test_local_items_are_not_taken_ahead() -> None:
 def test_leaving_ends_it() -> None:
     storage = _Storage()
     storage.go_on.clear()
-    before = threading.active_count()
+    before = set(threading.enumerate())
     steps = make(storage, 100, 1000)(itertools.count())
     next(steps)
     storage.go_on.set()
     steps.close()
     deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_neighbours_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
