@@ -14,6 +14,7 @@ from vlm.errors import ConfigError
         ("NVIDIA H100 80GB HBM3", 79.2, "h100-80gb"),
         ("NVIDIA H100 PCIe", 79.1, "h100-pcie"),
         ("NVIDIA H200", 139.8, "h200"),
+        ("NVIDIA H200 NVL", 139.8, "h200-nvl"),
         ("NVIDIA L40S", 44.5, "l40s"),
         ("NVIDIA L4", 22.0, "l4"),
         ("NVIDIA RTX A6000", 47.5, "rtx-a6000"),

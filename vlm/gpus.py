@@ -1,10 +1,9 @@
 """GPU types: how fast they multiply at best, and how much memory they have.
 
 Published figures of their makers: dense bf16 products with fp32 sums, no sparsity, full boost clock
-and power. Of these only the H100's (SXM; the H200 has the same chip) has a second source: NeMo
-Automodel publishes its MFU by 989 TFLOP/s. All others are noted from memory and still to be checked
-against their sheets. A chip under a lower power limit never reaches them. Not here: what is in this
-machine.
+and power. Each but that of the RTX 6000 Ada was found a second time in tables that other projects
+measure MFU by (2026-11-21: nanochat's, verl's, lists of the makers' sheets). A chip under a lower
+power limit never reaches them. Not here: what is in this machine.
 """
 
 from typing import NamedTuple
@@ -27,6 +26,7 @@ GPUS = {
     "h100-pcie": Gpu(756e12, 79.1),
     "h100-nvl": Gpu(835e12, 93.1),
     "h200": Gpu(989.4e12, 139.7),
+    "h200-nvl": Gpu(836e12, 139.7),
     "b200": Gpu(2250e12, 178.3),
     "l40s": Gpu(362.05e12, 44.4),
     "l40": Gpu(181.05e12, 44.4),
