@@ -206,7 +206,10 @@ def read_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
         ConfigError: there is none.
     """
     if not Path(path).is_dir() and not _HUB_ID.fullmatch(str(path)):
-        raise ConfigError(f"tokenizer {path}: no such folder; expected one with tokenizer.json")
+        raise ConfigError(
+            f"tokenizer {path}: no such folder; expected one with tokenizer.json, as "
+            "tools/prepare_tokenizer.py makes it from a pretrained one"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # the tokenizers package raises bare Exception on a broken file
