@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 
+from tests.nodes.facts import facts, gpu
 from vlm.nodes import launcher
 from vlm.nodes.connection import Job
 from vlm.nodes.hostfile import Host
@@ -16,7 +17,7 @@ from vlm.nodes.launcher import Launcher, Plan
 from vlm.nodes.outcome import Fault, Outcome
 from vlm.nodes.record import TIMELINE, Record
 from vlm.nodes.restart import Restarts
-from vlm.nodes.verdict import Verdict
+from vlm.nodes.verdict import Verdict, Wanted, judge
 
 HOSTS = [Host("a", 2), Host("b", 2)]
 JOB = Job("mark", ("x.py",), "python", Path("/"), Path("/logs"), {}, 0.0, 0.0, 1.0)
@@ -27,6 +28,8 @@ class World:
 
     def __init__(self, folder: Path, outcomes: Sequence[int | Outcome]) -> None:
         self.folder, self.down = folder, set[str]()
+        #: of hosts, where they are not as they should be
+        self.gpus: dict[str, list[dict[str, Any]]] = {}
         self.outcomes: Iterator[int | Outcome] = iter(outcomes)
         #: hosts and ranks of each attempt
         self.attempts: list[dict[str, int]] = []
@@ -35,11 +38,14 @@ class World:
         self.long: int | None = None
 
     def look(self, hosts: Sequence[Host]) -> list[Verdict]:
-        found = [Verdict(host, facts={"address": host.name}) for host in hosts]
-        for verdict in found:
-            if verdict.host.name in self.down:
-                verdict.problems.append("ssh: refused")
-            verdict.facts |= {"gpus": [], "num_cpus": 1, "packages": {"torch": "2"}}
+        found = []
+        for host in hosts:
+            if host.name in self.down:
+                found.append(Verdict(host, problems=["ssh: refused"]))
+                continue
+            gpus = self.gpus.get(host.name, [gpu(0), gpu(1)])
+            found.append(Verdict(host, facts=facts(address=host.name, gpus=gpus)))
+        judge(found, Wanted((), {}, 0, gpus=True))
         return found
 
     def attempt(self, job: Job, places: Sequence[Any], *_: Any) -> mock.Mock:
@@ -111,6 +117,29 @@ def test_a_dead_host_is_left_out_and_taken_back(world: Callable[..., World]) -> 
     assert found.run() == 0
     assert found.attempts == [{"a": 2, "b": 2}, {"a": 2}, {"a": 2, "b": 2}]
     assert "b: cannot be looked at" in found.timeline() and "b is back" in found.timeline()
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ([gpu(0)], "FAIL b 1 GPUs for 2 slots"),
+        ([gpu(0), gpu(1, ecc_errors=3)], "FAIL b GPU 1 has 3 uncorrected memory errors"),
+        ([gpu(0, fault="[GPU is lost]"), gpu(1)], "FAIL b GPU 0 does not answer: [GPU is lost]"),
+    ],
+)
+def test_a_host_with_a_dead_gpu_is_left_out_and_taken_back(
+    world: Callable[..., World], broken: list[dict[str, Any]], said: str
+) -> None:
+    found = world(1, 75, 0)
+    found.long = 2
+
+    def before(number: int) -> None:
+        found.gpus = {"b": broken} if number == 1 else {}
+
+    found.before = before
+    assert found.run() == 0
+    assert found.attempts == [{"a": 2, "b": 2}, {"a": 2}, {"a": 2, "b": 2}]
+    assert said in found.timeline() and "b is back" in found.timeline()
 
 
 def test_a_host_that_passes_only_alone_is_not_taken_back_twice(

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ case "$1" in
 --query-gpu=*) printf '%s\\n' "$GPUS";;
 --query-compute-apps=*) printf '%s\\n' "$APPS";;
 esac
+exit "$CODE"
 """
 
 
@@ -67,27 +69,56 @@ def test_the_toolkit_is_known_by_its_files(tmp_path: Path) -> None:
     assert facts(code=str(tmp_path))["code"] != first
 
 
-def test_gpus_as_nvidia_smi_lists_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text(SMI)
-    smi.chmod(0o755)
+@pytest.fixture
+def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, Any]]:
+    """What is seen of GPUs where nvidia-smi says this."""
+    program = tmp_path / "nvidia-smi"
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    lines = ["0, GPU-a, NVIDIA A100-SXM4-80GB, 81920, 4, 0"]
-    lines += ["1, GPU-b, NVIDIA GeForce RTX 4090, 24564, 9000, [N/A]"]
-    monkeypatch.setenv("GPUS", "\n".join(lines))
-    monkeypatch.setenv("APPS", "GPU-b\nGPU-b")
-    first, second = facts()["gpus"]
-    assert first == {
+
+    def found(*lines: str, apps: str = "", code: int = 0) -> tuple[Any, Any]:
+        program.write_text(SMI)
+        program.chmod(0o755)
+        for name, value in (("GPUS", "\n".join(lines)), ("APPS", apps), ("CODE", str(code))):
+            monkeypatch.setenv(name, value)
+        seen = facts()
+        return seen["gpus"], seen["gpu_fault"]
+
+    return found
+
+
+FIRST = "0, GPU-a, NVIDIA A100-SXM4-80GB, 81920, 4, 0"
+
+
+def test_gpus_as_nvidia_smi_lists_them(smi: Callable[..., tuple[Any, Any]]) -> None:
+    other = "1, GPU-b, NVIDIA GeForce RTX 4090, 24564, 9000, [N/A]"
+    (first, second), fault = smi(FIRST, other, apps="GPU-b\nGPU-b")
+    assert fault is None and first == {
         "index": 0,
         "name": "NVIDIA A100-SXM4-80GB",
         "memory_mib": 81920,
         "used_mib": 4,
         "num_processes": 0,
         "ecc_errors": 0,
+        "fault": None,
     }
-    assert (second["num_processes"], second["ecc_errors"]) == (2, None)
-    smi.unlink()
-    assert facts()["gpus"] == []
+    assert (second["num_processes"], second["ecc_errors"], second["fault"]) == (2, None, None)
+
+
+def test_gpus_that_are_lost(smi: Callable[..., tuple[Any, Any]]) -> None:
+    said = "Unable to determine the device handle for GPU 0000:41:00.0: GPU is lost, reboot"
+    (left,), fault = smi(FIRST, said, code=15)
+    assert left["index"] == 0 and fault == said
+    lost = "1, GPU-b, NVIDIA A100-SXM4-80GB, [GPU is lost], [GPU is lost], [GPU is lost]"
+    (_, broken), fault = smi(FIRST, lost)
+    assert fault is None
+    assert (broken["memory_mib"], broken["fault"]) == (None, "[GPU is lost]")
+    assert smi(code=9) == ([], "ended with 9")
+
+
+def test_no_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = facts()
+    assert (found["gpus"], found["gpu_fault"]) == ([], "No such file or directory")
 
 
 def test_a_port_in_use() -> None:

@@ -2,37 +2,12 @@ from typing import Any
 
 import pytest
 
+from tests.nodes.facts import facts, gpu
 from vlm.nodes import verdict
 from vlm.nodes.hostfile import Host
 from vlm.nodes.verdict import Verdict, Wanted
 
 WANTED = Wanted(("/runs", "/tmp"), {"/m": "abc"}, int(5e9), gpus=True)
-
-
-def gpu(index: int, **changes: Any) -> dict[str, Any]:
-    found = {"index": index, "name": "A100", "memory_mib": 81920, "used_mib": 4}
-    return {**found, "num_processes": 0, "ecc_errors": 0, **changes}
-
-
-def facts(**changes: Any) -> dict[str, Any]:
-    disk = {"free": int(1e11), "total": int(2e11), "writable": True}
-    return {
-        "skew_s": 0.1,
-        "python": "3.11.7",
-        "packages": {"torch": "2.13.0", "deepspeed": "0.19.8"},
-        "cuda": "12.8",
-        "nccl": "2.27",
-        "code": "0123",
-        "gpus": [gpu(0), gpu(1)],
-        "disks": {"/runs": disk, "/tmp": disk, "/dev/shm": disk},
-        "missing": [],
-        "manifests": {"/m": "abc"},
-        "memory": {"free": 2**36, "total": 2**37},
-        "num_cpus": 8,
-        "open_files": 65536,
-        "port": None,
-        **changes,
-    }
 
 
 def judged(*found: dict[str, Any], wanted: Wanted = WANTED) -> list[Verdict]:
@@ -69,6 +44,8 @@ SMALL = {"free": 2**26, "total": 2**26, "writable": True}
         ({"code": "4567"}, "toolkit differs: found 4567, the others have 0123"),
         ({"code": None}, "the toolkit is not in the folder"),
         ({"gpus": [gpu(0)]}, "1 GPUs for 2 slots"),
+        ({"gpus": [], "gpu_fault": "no answer"}, "0 GPUs for 2 slots (nvidia-smi: no answer)"),
+        ({"gpus": [gpu(0), gpu(1, fault="[GPU is lost]")]}, "GPU 1 does not answer: [GPU is lost]"),
         ({"gpus": [gpu(0), gpu(1, num_processes=3)]}, "GPU 1 is in use: 3 processes"),
         ({"gpus": [gpu(0, used_mib=70000), gpu(1)]}, "GPU 0 is in use: 0 processes, 70000 MiB"),
         ({"gpus": [gpu(0, ecc_errors=2), gpu(1)]}, "GPU 0 has 2 uncorrected memory errors"),
@@ -93,6 +70,7 @@ def test_what_stands_in_the_way(changes: dict[str, Any], expected: str) -> None:
     [
         ({"open_files": 1024}, "ulimit -n is 1024"),
         ({"memory": {"free": 2**30, "total": 2**36}}, "1.0 GiB of memory free"),
+        ({"gpu_fault": "infoROM is corrupted"}, "nvidia-smi: infoROM is corrupted"),
         ({"gpus": [gpu(0, name="H100"), gpu(1, name="H100")]}, "GPUs differ: found H100"),
     ],
 )

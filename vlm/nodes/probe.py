@@ -28,8 +28,12 @@ from typing import Any
 
 PACKAGES = ("torch", "deepspeed", "transformers", "peft")
 GPU_FIELDS = ("index", "uuid", "name", "memory.total", "memory.used")
-#: not every GPU counts them
+#: since the driver took hold of the GPU: a reset clears it
 ECC_FIELD = "ecc.errors.uncorrected.volatile.total"
+#: in place of what a GPU does not count; anything else that is no number is a fault of it
+NOT_COUNTED = ("[N/A]", "[Not Supported]")
+SMI_TIMEOUT_S = 30
+MAX_SAID = 300
 SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891B
 CHUNK = 2**20
 
@@ -42,6 +46,7 @@ def facts(request: dict[str, Any]) -> dict[str, Any]:
             [path, bytes] that must be there; ``manifests`` to be hashed; ``port`` to be free, or
             None.
     """
+    gpus, gpu_fault = _gpus()
     return {
         "time": time.time(),
         "hostname": socket.gethostname(),
@@ -50,7 +55,8 @@ def facts(request: dict[str, Any]) -> dict[str, Any]:
         "cuda": _cuda(),
         "nccl": next(filter(None, (_version(f"nvidia-nccl-cu{n}") for n in (13, 12, 11))), None),
         "code": _code(Path(request["code"])),
-        "gpus": _gpus(),
+        "gpus": gpus,
+        "gpu_fault": gpu_fault,
         "interfaces": _interfaces(),
         "disks": {path: _disk(path) for path in [*request["paths"], "/dev/shm"]},
         "missing": [f"{path}: {why}" for path, n in request["files"] if (why := _fault(path, n))],
@@ -150,31 +156,49 @@ def _code(folder: Path) -> str | None:
     return digest.hexdigest()[:12]
 
 
-def _gpus() -> list[dict[str, Any]]:
-    rows = _smi("--query-gpu", (*GPU_FIELDS, ECC_FIELD))
-    busy = [row[0] for row in _smi("--query-compute-apps", ("gpu_uuid",))]
-    return [
-        {
-            "index": int(row[0]),
-            "name": row[2],
-            "memory_mib": int(row[3]),
-            "used_mib": int(row[4]),
-            "num_processes": busy.count(row[1]),
-            "ecc_errors": int(row[5]) if row[5].isdecimal() else None,
-        }
-        for row in rows
-    ]
+def _gpus() -> tuple[list[dict[str, Any]], str | None]:
+    """Those that nvidia-smi lists, and its complaint: a GPU that is lost may have no row."""
+    rows, fault = _smi("--query-gpu", (*GPU_FIELDS, ECC_FIELD))
+    busy = [row[0] for row in _smi("--query-compute-apps", ("gpu_uuid",))[0]]
+    return [_gpu(row, busy) for row in rows if row[0].isdecimal()], fault
 
 
-def _smi(query: str, fields: tuple[str, ...]) -> list[list[str]]:
-    """Rows of nvidia-smi; none where there is no such program or it finds no driver."""
+def _gpu(row: list[str], busy: list[str]) -> dict[str, Any]:
+    index, uuid, name, *counted = row
+    total, used, ecc_errors = (int(text) if text.isdecimal() else None for text in counted)
+    faults = [t for t in counted if not t.isdecimal() and t not in NOT_COUNTED]
+    return {
+        "index": int(index),
+        "name": name,
+        "memory_mib": total,
+        "used_mib": used,
+        "num_processes": busy.count(uuid),
+        "ecc_errors": ecc_errors,
+        "fault": faults[0] if faults else None,
+    }
+
+
+def _smi(query: str, fields: tuple[str, ...]) -> tuple[list[list[str]], str | None]:
+    """Rows of nvidia-smi, and why there may be too few of them."""
     argv = ["nvidia-smi", f"{query}={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    rows = csv.reader(done.stdout.splitlines(), skipinitialspace=True)
-    return [row for row in rows if done.returncode == 0 and len(row) == len(fields)]
+        done = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=SMI_TIMEOUT_S
+        )
+    except OSError as error:
+        return [], error.strerror
+    except subprocess.TimeoutExpired:
+        return [], f"no answer within {SMI_TIMEOUT_S} s"
+    rows, said = [], done.stderr.splitlines()
+    for line in done.stdout.splitlines():
+        row = next(csv.reader([line], skipinitialspace=True), [])
+        if len(row) == len(fields):
+            rows.append(row)
+        else:
+            said.append(line)
+    if done.returncode == 0:
+        return rows, None
+    return rows, next(filter(None, said), f"ended with {done.returncode}")[:MAX_SAID]
 
 
 def _interfaces() -> list[dict[str, Any]]:

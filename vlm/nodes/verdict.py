@@ -82,8 +82,9 @@ def judge(verdicts: Sequence[Verdict], wanted: Wanted) -> None:
     for what, values in same.items():
         _judge_same(answered, what, values)
     if wanted.gpus:
-        names = [", ".join(sorted({g["name"] for g in v.facts["gpus"]})) for v in answered]
-        for verdict, value, common in _others(answered, names):
+        having = [verdict for verdict in answered if verdict.facts["gpus"]]
+        names = [", ".join(sorted({g["name"] for g in v.facts["gpus"]})) for v in having]
+        for verdict, value, common in _others(having, names):
             verdict.warnings.append(f"GPUs differ: found {value}, the others have {common}")
 
 
@@ -150,12 +151,20 @@ def _judge_data(verdict: Verdict, wanted: Wanted) -> None:
 
 
 def _judge_gpus(verdict: Verdict) -> None:
+    """One GPU at fault is enough: a host runs on all its slots or not at all."""
     gpus, slots = verdict.facts["gpus"], verdict.host.slots
+    said = verdict.facts["gpu_fault"]
+    complaint = f"nvidia-smi: {said}" if said else ""
     if len(gpus) < slots:
-        verdict.problems.append(f"{len(gpus)} GPUs for {slots} slots")
+        because = f" ({complaint})" if complaint else ""
+        verdict.problems.append(f"{len(gpus)} GPUs for {slots} slots{because}")
+    elif complaint:
+        verdict.warnings.append(complaint)
     for gpu in gpus[:slots]:
         name = f"GPU {gpu['index']}"
-        if gpu["num_processes"] or gpu["used_mib"] > IDLE_GPU_MIB:
+        if gpu["fault"]:
+            verdict.problems.append(f"{name} does not answer: {gpu['fault']}")
+        if gpu["num_processes"] or (gpu["used_mib"] or 0) > IDLE_GPU_MIB:
             verdict.problems.append(
                 f"{name} is in use: {gpu['num_processes']} processes, {gpu['used_mib']} MiB"
             )
