@@ -28,6 +28,34 @@ def test_what_is_no_step_may_take_long() -> None:
     assert found.silent_s(now + OTHER_S + 1) is not None
 
 
+def test_an_evaluation_or_a_save_is_measured_by_those_before() -> None:
+    found, now = pulse(10, 0.1, least_s=30)
+    for step, took_s in ((10, 3.0), (20, 5.0), (30, 4.0)):
+        for phase, lasted_s in (("save", took_s), ("train", 0.1)):
+            for rank in (0, 1):
+                found.hear(rank, Beat(phase, step, now), now)
+            now += lasted_s
+    found.hear(0, Beat("save", 40, now), now)  # the other one is still in its step
+    assert found.silent_s(now + 4.0 * TIMES_MEDIAN - 1) is None
+    assert found.silent_s(now + 4.0 * TIMES_MEDIAN + 1) == 4.0 * TIMES_MEDIAN + 1
+    found.hear(1, Beat("evaluate", 40, now), now)  # that was never measured
+    assert found.silent_s(now + OTHER_S - 1) is None
+
+
+def test_an_evaluation_counts_as_a_whole_and_is_never_given_more_than_the_first() -> None:
+    found = Pulse(1, 1.0)
+    for now in range(60):  # a sign at each of its steps
+        found.hear(0, Beat("evaluate", 10, now), now)
+    found.hear(0, Beat("load", 11, 60), 60)
+    found.hear(0, Beat("evaluate", 20, 61), 61)
+    assert found.silent_s(61 + 60 * TIMES_MEDIAN - 1) is None
+    assert found.silent_s(61 + 60 * TIMES_MEDIAN + 1) is not None
+    found.hear(0, Beat("load", 21, 0), 61 + OTHER_S)
+    now = 61 + OTHER_S
+    found.hear(0, Beat("evaluate", 30, 0), now)  # of 60 s and half an hour: the longer one
+    assert found.silent_s(now + OTHER_S - 1) is None and found.silent_s(now + OTHER_S + 1)
+
+
 def test_who_never_beats_never_hangs() -> None:
     assert Pulse(2, 1.0).silent_s(1e9) is None
     half = Pulse(2, 1.0)  # the other one still starts

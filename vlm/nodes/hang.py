@@ -6,14 +6,14 @@ for long. Not here: how ranks say it (``vlm.heartbeat``), who ends the job
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from vlm.heartbeat import Beat
 
-#: a step may take so many times the median
+#: a step may take so many times the median, and so may an evaluation or a save
 TIMES_MEDIAN = 20.0
-#: what is no step has no median: start, evaluation, saving
+#: what is no step may never take longer: the start, a first evaluation, a first save
 OTHER_S = 1800.0
 #: phases of a step in their order: samples are awaited, then trained on
 PHASES = ("load", "train")
@@ -44,8 +44,18 @@ class Pulse:
         self._new_at = 0.0
         self._step, self._step_at = -1, 0.0
         self._durations: deque[float] = deque(maxlen=NUM_STEPS)
+        #: when each rank began what it does
+        self._begun: dict[int, float] = {}
+        #: phase that is no step -> how long it took, from its begin to the next phase
+        self._took: dict[str, deque[float]] = {}
 
     def hear(self, rank: int, beat: Beat, now: float) -> None:
+        before = self.beats.get(rank)
+        if before is None or (before.phase, before.step) != (beat.phase, beat.step):
+            if before is not None and before.phase not in PHASES:
+                took = self._took.setdefault(before.phase, deque(maxlen=NUM_STEPS))
+                took.append(now - self._begun[rank])
+            self._begun[rank] = now
         self.beats[rank] = beat
         self._new_at = now
         if beat.phase in PHASES and beat.step > self._step:
@@ -56,20 +66,27 @@ class Pulse:
 
     @property
     def median_s(self) -> float | None:
-        ordered = sorted(self._durations)
-        return ordered[len(ordered) // 2] if ordered else None
+        return _median(self._durations)
 
     def silent_s(self, now: float) -> float | None:
         """For how long nothing new was said, if that is too long. None where nobody ever beats."""
         if not self.beats:
             return None
         started = len(self.beats) == self._num_ranks
-        stepping = started and all(beat.phase in PHASES for beat in self.beats.values())
-        limit = OTHER_S
-        if stepping and self.median_s is not None:
-            limit = TIMES_MEDIAN * self.median_s
+        phases = {beat.phase for beat in self.beats.values()}
+        limit = max(map(self._limit_s, phases)) if started else OTHER_S
         silent = now - self._new_at
         return silent if silent > max(limit, self._least_s) else None
+
+    def _limit_s(self, phase: str) -> float:
+        if phase in PHASES:
+            return OTHER_S if self.median_s is None else TIMES_MEDIAN * self.median_s
+        median_s = _median(self._took.get(phase, ()))
+        return OTHER_S if median_s is None else min(OTHER_S, TIMES_MEDIAN * median_s)
+
+
+def _median(values: Collection[float]) -> float | None:
+    return sorted(values)[len(values) // 2] if values else None
 
 
 def blame(beats: Mapping[int, Beat], stacks: Mapping[int, Stack]) -> tuple[int | None, str]:

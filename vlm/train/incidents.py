@@ -71,6 +71,7 @@ def judge(run: Run, state: TrainState, watch: Watch, ran: Ran, *, log_it: bool) 
 
 def roll_back(run: Run, state: TrainState, watch: Watch) -> None:
     """Puts the newest checkpoint into the run and into ``state``, which keeps what it left out."""
+    watch.heartbeat.beat("roll back", state.step)
     run.saver.finish()
     back = resume(run)
     assert back is not None, "a run that may go back saves before its first step"
