@@ -3,7 +3,7 @@
     python launch/estimate.py --recipe recipes/quickstart.yaml --ds_config ds_configs/zero2.json \\
         --gpu a100-80gb --nodes 1 --gpus_per_node 2 --price 1.9
 
-Memory is that of the heaviest micro-batch that the plan holds, for every ZeRO stage. Time assumes
+Memory is that of the heaviest micro-batch of all steps, for every ZeRO stage. Time assumes
 that executed operations run at --mfu of the GPU's published bf16 peak, and that nothing waits for
 data; evaluation, checkpoints and start-up come on top.
 
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vlm import config, gpus
-from vlm.arguments import positive
+from vlm.arguments import positive, progress
 from vlm.engine import ds_config
 from vlm.engine.cpu import prepare_cpu
 from vlm.errors import ConfigError, command
@@ -57,7 +57,8 @@ def main(argv: Sequence[str]) -> int:
         world_size=hardware.num_gpus,
         cpu=False,
     )
-    found = estimate(recipe, resolved, len(data.load_tokenizer(recipe)), hardware)
+    with progress("steps of the plan") as advance:
+        found = estimate(recipe, resolved, len(data.load_tokenizer(recipe)), hardware, advance)
     if args.json:
         sys.stdout.write(json.dumps(as_dict(found)) + "\n")
     else:

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.train import helpers
-from vlm.data.plan.plan import Position
+from vlm.data.plan import planning
+from vlm.data.plan.position import Position
 from vlm.errors import DataError
 from vlm.models.flop_work import Shapes, shapes_of
 from vlm.train import data, workload
+from vlm.train.workload import _shapes
 
 
 def test_shapes_are_those_of_the_batches_to_come(tmp_path: Path) -> None:
@@ -18,7 +20,7 @@ def test_shapes_are_those_of_the_batches_to_come(tmp_path: Path) -> None:
     tokenizer = data.load_tokenizer(recipe)
     source = data.open_source(recipe, tokenizer, training=True)
     work = workload.of_recipe(recipe, (1, 1), 2)
-    assert len(work.steps) == len(source.plan.window(0)[: recipe.train.steps])
+    assert len(work.steps) == recipe.train.steps
     for rank in range(2):
         with closing(data.steps(source, recipe, rank, 2, Position())) as steps:
             for found, loaded in zip(work.steps, itertools.islice(steps, 3), strict=False):
@@ -27,11 +29,45 @@ def test_shapes_are_those_of_the_batches_to_come(tmp_path: Path) -> None:
                     assert shapes._replace(prefixes=()) == real._replace(prefixes=())
                     for guess, prefix in zip(shapes.prefixes, real.prefixes, strict=True):
                         assert abs(guess - prefix) <= workload.HEADER
-    everything = [shapes for step in work.steps for own in step for shapes in own]
-    assert max(len(s.lengths) * max(s.lengths) for s in everything) <= max(
-        len(s.lengths) * max(s.lengths) for s in work.worst
-    )
-    assert max(s.num_frames for s in everything) <= max(s.num_frames for s in work.worst)
+
+
+def amounts(shapes: Shapes) -> dict[str, int]:
+    return {
+        "padded": len(shapes.lengths) * max(shapes.lengths),
+        "frames": shapes.num_frames,
+        "learned": shapes.num_loss_tokens,
+    }
+
+
+def test_the_heaviest_are_found_wherever_in_the_run_they_are(tmp_path: Path) -> None:
+    """Against every micro-batch of every step, one after another."""
+    recipe = helpers.recipe(tmp_path, "data.window=16", "data.loss_on=all", "train.steps=9")
+    seen: list[tuple[int, int]] = []
+    work = workload.of_recipe(recipe, (1, 1), 2, lambda *at: seen.append(at))
+    _, plan = planning.open_plan(recipe)
+    run = list(itertools.islice(plan.steps(), recipe.train.steps))
+    windows = [planned.at.window for planned in run for _ in planned.step]
+    assert [done for done, _ in seen] == [
+        1 + max(i for i, planned in enumerate(run) if planned.at.window == window)
+        for window in sorted(set(windows))
+    ]
+    size = work.worst[0].frame_size
+    real = [amounts(_shapes(plan, micro, size)) for one in run for micro in one.step]
+    found = [amounts(shapes) for shapes in work.worst]
+    where = {}
+    for aspect in ("padded", "frames", "learned"):
+        most = max(one[aspect] for one in real)
+        assert max(one[aspect] for one in found) == most
+        where[aspect] = windows[[one[aspect] for one in real].index(most)]
+    # not in the window that comes first
+    assert max(where.values()) > 0, where
+    # all together, at the price that the plan has for a frame
+    price = 1 + recipe.data.frame_cost
+    totals = [
+        [one["padded"] + price * one["frames"] + one["learned"] for one in some]
+        for some in (found, real)
+    ]
+    assert max(totals[0]) == max(totals[1])
 
 
 def test_a_batch_of_any_shape() -> None:

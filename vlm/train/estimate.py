@@ -1,7 +1,7 @@
 """Memory, time and price of a run that has not started: what fits where, and what it costs.
 
 1. The model is built on the meta device and frozen as the recipe says.
-2. The plan gives its heaviest micro-batches and a sample of its steps (``vlm.train.workload``).
+2. The plan gives its heaviest micro-batches and some of its steps (``vlm.train.workload``).
 3. Each is passed through the model without contents (``vlm.train.activations``).
 4. DeepSpeed's states come on top, for each stage and offload (``vlm.engine.memory``).
 5. Operations of the sampled steps give time and price (``vlm.models.flops``).
@@ -10,11 +10,13 @@ Not here: how it is shown (``launch/estimate.py``).
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from vlm.batch import Batch
 from vlm.config import Recipe
 from vlm.engine import memory, optim
 from vlm.engine.memory import Sizes, StateBytes
@@ -32,8 +34,9 @@ from vlm.train.workload import Workload
 RESERVED, UNUSABLE_FRAC = 1 << 30, 0.05
 #: which stage to try first
 BY_SPEED = ("zero2", "zero1", "zero3", "zero2_offload", "zero3_offload", "zero0")
-#: micro-batches on the device: the one that is computed, and the next one on its way
-ON_DEVICE = 2
+#: micro-batches whose frames are held beside those that are decoded ahead: the one that is
+#: computed, and the next one on its way
+HELD = 2
 
 
 @dataclass(frozen=True)
@@ -93,34 +96,27 @@ class Estimate:
 
 
 def estimate(
-    recipe: Recipe, ds_config: dict[str, Any], vocab_size: int, hardware: Hardware
+    recipe: Recipe,
+    ds_config: dict[str, Any],
+    vocab_size: int,
+    hardware: Hardware,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Estimate:
     """
     Args:
         ds_config: from ``vlm.engine.ds_config.resolve``, for GPUs.
         vocab_size: of the tokenizer.
+        progress: Called with (steps looked at, steps of the run), as the plan is searched.
 
     Raises:
         ConfigError: a family whose operations nobody counts, or parts that cannot be built.
     """
     model = _meta_model(recipe, vocab_size)
-    work = workload.of_recipe(recipe, _frame_size(model), hardware.num_gpus)
+    work = workload.of_recipe(recipe, _frame_size(model), hardware.num_gpus, progress)
     sizes = memory.sizes_of(model, recipe.optim)
-    modes = list(recipe.train.modes) or [model.modes[0]]
-    stages = memory.variants(ds_config)
-    passes: dict[torch.dtype, tuple[Shapes, PassBytes]] = {}
-    for config in stages.values():
-        dtype = memory.compute_dtype(config)
-        if dtype not in passes:
-            passes[dtype] = _worst_pass(recipe, vocab_size, work, dtype, modes)
-    fits = {}
-    for name, config in stages.items():
-        shapes, worst = passes[memory.compute_dtype(config)]
-        states = memory.state_bytes(sizes, config, hardware.num_gpus)
-        fits[name] = _fit(name, states, worst, shapes, recipe, hardware)
-    chosen = _name(ds_config)
-    shapes = passes[memory.compute_dtype(stages[chosen])][0]
     needed, executed, step_s = _step(model, recipe, work, hardware)
+    chosen = _name(ds_config)
+    shapes, fits = _fits(model, sizes, recipe, ds_config, work, hardware)
     hours = step_s * recipe.train.steps / 3600
     return Estimate(
         source=work.source,
@@ -163,29 +159,83 @@ def _frame_size(model: Any) -> tuple[int, int]:
     return size, size
 
 
-def _worst_pass(
-    recipe: Recipe, vocab_size: int, work: Workload, dtype: torch.dtype, modes: list[str]
-) -> tuple[Shapes, PassBytes]:
+def _fits(
+    model: Any,
+    sizes: Sizes,
+    recipe: Recipe,
+    ds_config: dict[str, Any],
+    work: Workload,
+    hardware: Hardware,
+) -> tuple[Shapes, dict[str, Fit]]:
+    """The micro-batch that asks for most memory, and every stage by name."""
+    stages = memory.variants(ds_config)
+    dtypes = {name: memory.compute_dtype(config) for name, config in stages.items()}
+    own = memory.compute_dtype(ds_config)
+    worst = _worst(model, recipe, work, own)
+    passes = {
+        dtype: worst.bytes if dtype == own else pass_bytes(model, worst.batch, dtype, worst.mode)
+        for dtype in set(dtypes.values())
+    }
+    frames = _frames(worst.shapes, work)
+    return worst.shapes, {
+        name: _fit(
+            name,
+            memory.state_bytes(sizes, config, hardware.num_gpus),
+            passes[dtypes[name]],
+            frames,
+            recipe,
+            hardware,
+        )
+        for name, config in stages.items()
+    }
+
+
+class Worst(NamedTuple):
+    """The micro-batch and mode that ask for most memory."""
+
+    shapes: Shapes
+    batch: Batch
+    mode: str
+    bytes: PassBytes
+
+
+def _worst(model: Any, recipe: Recipe, work: Workload, dtype: torch.dtype) -> Worst:
+    """At the precision of the file given; the same micro-batch is taken for other stages."""
     per_frame = recipe.model.connector.tokens_per_frame
     found = [
-        (shapes, pass_bytes(_meta_model(recipe, vocab_size), batch, dtype, mode))
+        Worst(shapes, batch, mode, pass_bytes(model, batch, dtype, mode))
         for shapes in work.worst
         for batch in (workload.batch_of(shapes, per_frame),)
-        for mode in modes
+        for mode in list(recipe.train.modes) or [model.modes[0]]
     ]
-    return max(found, key=lambda one: one[1].peak)
+    return max(found, key=lambda one: one.bytes.peak)
+
+
+class FrameBytes(NamedTuple):
+    #: of the micro-batch that is computed, and of the next one on its way
+    on_device: int
+    #: of each micro-batch that is decoded ahead
+    slab: int
+
+
+def _frames(worst: Shapes, work: Workload) -> FrameBytes:
+    own, most = (_pixels(shapes) for shapes in (worst, max(work.worst, key=_pixels)))
+    return FrameBytes(own + most, most)
+
+
+def _pixels(shapes: Shapes) -> int:
+    height, width = shapes.frame_size
+    return max(1, shapes.num_frames) * 3 * height * width
 
 
 def _fit(
     name: str,
     states: StateBytes,
     worst: PassBytes,
-    shapes: Shapes,
+    frames: FrameBytes,
     recipe: Recipe,
     hardware: Hardware,
 ) -> Fit:
-    height, width = shapes.frame_size
-    pixels = max(1, shapes.num_frames) * 3 * height * width
     parts = {
         "weights": states.weights,
         "gradients": states.gradients,
@@ -193,13 +243,13 @@ def _fit(
         "buckets": states.buckets,
         "activations": worst.activations,
         "logits": worst.logits,
-        "frames": ON_DEVICE * pixels,
+        "frames": frames.on_device,
     }
     kept = states.weights + states.gradients + states.optimizer
     backward, step = sum(parts.values()), kept + states.step_extra + parts["frames"]
     reserved = int(RESERVED + UNUSABLE_FRAC * max(backward, step))
     total = max(backward, step) + reserved
-    slabs = (recipe.data.prefetch + ON_DEVICE) * pixels
+    slabs = (recipe.data.prefetch + HELD) * frames.slab
     return Fit(
         name=name,
         **parts,

@@ -1,10 +1,12 @@
 """What a run will have to compute and hold, before it starts: micro-batches of its plan, as shapes.
 
-Without manifests a stated worst case stands in for a plan: micro-batches full of the longest
-videos that a sample may hold. Not here: memory and speed of them (``vlm.train.estimate``).
+Every step that the run will take is planned, one window at a time. Without manifests a stated worst
+case stands in for a plan: micro-batches full of the longest videos that a sample may hold. Not
+here: memory and speed of them (``vlm.train.estimate``).
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,29 +25,38 @@ COUNTED_STEPS = 64
 ASSUMED_FRAMES, ASSUMED_TEXT = 64, 256
 #: tokens of a conversation before its first frame
 HEADER = 4
+#: weights of padded tokens, frames and learned tokens: each alone, where among equals the one with
+#: more of the rest counts, and all together
+ASPECTS = np.array([[1, 1e-6, 1e-6], [1e-6, 1, 1e-6], [1e-6, 1e-6, 1], [1, 1, 1]])
 
 
 @dataclass(frozen=True)
 class Workload:
     #: where the numbers are from
     source: str
-    #: micro-batches that ask for most memory in one respect or another
+    #: micro-batches of the run one of which asks for most memory
     worst: tuple[Shapes, ...]
     #: some global steps, each as its ranks share it
     steps: tuple[tuple[tuple[Shapes, ...], ...], ...]
 
 
-def of_recipe(recipe: Recipe, assumed_size: tuple[int, int], world_size: int) -> Workload:
+def of_recipe(
+    recipe: Recipe,
+    assumed_size: tuple[int, int],
+    world_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Workload:
     """
     Args:
         assumed_size: height and width of frames where no manifest says it, px.
+        progress: Called with (steps looked at, steps of the run) after each window.
 
     Raises:
         DataError: some of the manifests are missing or damaged.
         ConfigError: the ranks cannot share a step equally.
     """
     if any(source.manifest.is_file() for source in recipe.data.train):
-        return _planned(recipe, world_size)
+        return _planned(recipe, world_size, progress)
     shapes = _assumed(recipe, assumed_size)
     per_rank = recipe.data.micro_batches // world_size
     return Workload(
@@ -71,27 +82,47 @@ def _assumed(recipe: Recipe, size: tuple[int, int]) -> Shapes:
     )
 
 
-def _planned(recipe: Recipe, world_size: int) -> Workload:
+def _planned(
+    recipe: Recipe, world_size: int, progress: Callable[[int, int], None] | None
+) -> Workload:
     catalog, plan = planning.open_plan(recipe)
-    size, steps = frame_size(catalog), plan.window(0)[: recipe.train.steps]
-    batches = [_shapes(plan, micro, size) for step in steps for micro in step]
-    chosen = np.unique(np.linspace(0, len(steps) - 1, COUNTED_STEPS).astype(int))
+    size, num_steps = frame_size(catalog), recipe.train.steps
+    chosen = set(np.linspace(0, num_steps - 1, COUNTED_STEPS).astype(int).tolist())
+    worst: list[MicroBatch] = []
+    counted: list[Step] = []
+    run = itertools.islice(plan.steps(), num_steps)
+    for _, window in itertools.groupby(run, lambda planned: planned.at.window):
+        own = list(window)
+        worst = _heaviest(plan, [*worst, *(micro for planned in own for micro in planned.step)])
+        counted += [planned.step for planned in own if planned.at.global_step in chosen]
+        if progress is not None:
+            progress(own[-1].next.global_step, num_steps)
     return Workload(
-        f"plan {plan.plan_id}: {len(steps)} steps of its first window, {len(chosen)} of them "
-        "counted",
-        tuple(_worst(batches)),
-        tuple(_shared(plan, steps[index], size, world_size) for index in chosen),
+        f"plan {plan.plan_id}: all micro-batches of its {num_steps} steps looked at, "
+        f"{len(counted)} steps counted",
+        tuple(sorted({_shapes(plan, micro, size) for micro in worst})),
+        tuple(_shared(plan, step, size, world_size) for step in counted),
     )
 
 
-def _worst(batches: Sequence[Shapes]) -> Iterator[Shapes]:
-    """The one with most padded tokens, with most frames, with most to score."""
-    found = {
-        max(batches, key=lambda s: (len(s.lengths) * max(s.lengths), s.num_frames)),
-        max(batches, key=lambda s: (s.num_frames, sum(s.lengths))),
-        max(batches, key=lambda s: (s.num_loss_tokens, sum(s.lengths))),
-    }
-    yield from sorted(found)
+def _heaviest(plan: Plan, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
+    """Those with most of each aspect.
+
+    Memory grows with padded tokens, frames and learned tokens, at prices that depend on the model.
+    What is worst at any prices is near one of these.
+    """
+    per_frame, rows = plan.policy.tokens_per_frame, np.concatenate([m.rows for m in batches])
+    sizes = np.array([len(micro.rows) for micro in batches])
+    starts = np.cumsum(sizes) - sizes
+    lengths, frames = plan.rows.sizes(rows, per_frame)
+    learned = plan.rows.num_loss_tokens[rows].astype(np.int64)
+    price = max(1.0, per_frame + plan.policy.frame_cost)
+    amounts = (
+        sizes * np.maximum.reduceat(lengths, starts),
+        price * np.add.reduceat(frames, starts),
+        np.add.reduceat(learned, starts),
+    )  # in tokens
+    return [batches[index] for index in (ASPECTS @ np.stack(amounts)).argmax(axis=1)]
 
 
 def _shared(
