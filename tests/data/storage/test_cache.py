@@ -1,8 +1,10 @@
 """A folder that never grows past its bound, shared by threads and processes."""
 
+import fcntl
 import multiprocessing
 import os
 import random
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,6 +78,18 @@ def test_processes_share_it(tmp_path: Path) -> None:
     assert cache.num_bytes() <= 100_000
     kept = [index for index in range(250) if get(cache, index) is not None]
     assert len(kept) > 50 and all(get(cache, index) == body(index) for index in kept)
+
+
+def test_nobody_writes_on_while_another_process_clears_it(tmp_path: Path) -> None:
+    cache = RangeCache(tmp_path, 20_000)
+    filling = threading.Thread(target=lambda: [put(cache, index) for index in range(100)])
+    with (tmp_path / "evict.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        filling.start()
+        filling.join(0.3)
+        assert cache.num_bytes() <= 20_000
+    filling.join()
+    assert 10_000 < cache.num_bytes() <= 20_000
 
 
 def test_a_whole_file_is_fetched_by_one(tmp_path: Path) -> None:

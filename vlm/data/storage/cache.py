@@ -123,10 +123,8 @@ class RangeCache:
     def _evict(self) -> None:
         """Removes what was not used for longest until the folder is small enough."""
         with (self.folder / "evict.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return  # another process is at it
+            # whoever is at it did not see what was written meanwhile; to wait bounds that
+            fcntl.flock(lock, fcntl.LOCK_EX)
             files = sorted(self._files())
             total = sum(size for _, size, _ in files)
             for _, size, path in files:
