@@ -6,7 +6,6 @@ import re
 import socket
 import struct
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -163,11 +162,3 @@ def hub(monkeypatch: pytest.MonkeyPatch, shards: list[Path], folder: Path) -> It
         package.HfFileSystem.clear_instance_cache()
         yield server
     package.HfFileSystem.clear_instance_cache()
-
-
-def wait_until(condition: object, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    assert callable(condition)
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition()

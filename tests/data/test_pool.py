@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.waiting import wait_for
+from tests.waiting import wait_for
 from vlm.data.pool import ordered_map
 from vlm.errors import DataError, TransientError
 

@@ -1,7 +1,6 @@
 import os
 import pickle
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -82,8 +81,8 @@ def test_a_cpu_is_used_for_want_of_a_gpu_or_when_asked_for(
     assert on_cpu() is expected
 
 
-def start_deepspeed(folder: Path) -> float:
-    """Seconds that DeepSpeed takes to set up its process group. Runs in a process of its own."""
+def start_deepspeed(folder: Path) -> None:
+    """Sets up DeepSpeed's process group. Runs in a process of its own."""
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder / "built")
     del os.environ["DS_ACCELERATOR"]
     from vlm.engine.cpu import prepare_cpu
@@ -92,16 +91,13 @@ def start_deepspeed(folder: Path) -> float:
     import deepspeed
 
     assert deepspeed.accelerator.get_accelerator().device_name() == "cpu"
-    start = time.perf_counter()
     url = f"file://{folder}/rendezvous"
     deepspeed.init_distributed(
         "gloo", auto_mpi_discovery=False, init_method=url, rank=0, world_size=1, verbose=False
     )
-    return time.perf_counter() - start
 
 
 def test_deepspeed_starts_without_compiling(tmp_path: Path) -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        elapsed_s = pool.submit(start_deepspeed, tmp_path).result(timeout=300)
+        pool.submit(start_deepspeed, tmp_path).result(timeout=300)
     assert not (tmp_path / "built").exists()
-    assert elapsed_s < 30

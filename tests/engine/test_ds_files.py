@@ -116,7 +116,7 @@ def train_with(path: Path) -> list[list[float]]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[float]]]:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         folder = tmp_path_factory.mktemp("deepspeed")
-        return pool.submit(train_with_each_file, folder).result(timeout=120)
+        return pool.submit(train_with_each_file, folder).result(timeout=300)
 
 
 @pytest.mark.parametrize("name", [path.stem for path in FILES])

@@ -67,7 +67,7 @@ def mismatch(stage: int, recipe: Recipe, kind: type) -> str:
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("kind", [LooksTwice, SkipsText])
 def test_ranks_that_call_different_modules_say_so(stage: int, kind: type) -> None:
-    first, second = ranks(2).run(mismatch, stage, engines.recipe(), kind, timeout_s=60)
+    first, second = ranks(2).run(mismatch, stage, engines.recipe(), kind)
     assert first == second != "nothing"
     assert "rank 0 calls" in first and "rank 1 calls" in first
     if kind is LooksTwice:

@@ -1,5 +1,4 @@
 import resource
-import time
 from pathlib import Path
 
 import pytest
@@ -92,11 +91,10 @@ def test_a_model_far_too_large_for_this_machine(
         f"model.language.config={language}",
         "model.vision.position_std=1.0",
     )
-    start, memory = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     output = show(recipe, capsys)
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
     assert grown_kib < 300 * 1024
-    assert time.perf_counter() - start < 60
     # as published for this shape (Llama 3 8B, input and output embeddings apart)
     assert table_row(output, "language")[1] == "8,030,261,248"
 

@@ -7,13 +7,13 @@ import pty
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.waiting import wait_for
 from vlm import dist
 from vlm.config_train import LogConfig
 from vlm.errors import CheckpointError
@@ -168,14 +168,10 @@ def test_tensorboard_shows_the_same_numbers(tmp_path: Path) -> None:
     assert tensorboard_steps(tmp_path, "eval/eval_loss") == [(2, 9.0)]
 
 
-def is_written(text: bytes, paths: Iterable[Path]) -> bool:
-    """Soon, in any of them: W&B's own process writes on when the run has ended here."""
-    files, until = list(paths), time.monotonic() + 30
-    while not (found := any(text in file.read_bytes() for file in files)):
-        if time.monotonic() > until:
-            break
-        time.sleep(0.1)
-    return found
+def wait_until_written(text: bytes, paths: Iterable[Path]) -> None:
+    """In any of them: W&B's own process writes on when the run has ended here."""
+    files = list(paths)
+    wait_for(lambda: any(text in file.read_bytes() for file in files))
 
 
 def test_wandb_offline_keeps_its_run_over_a_resume(tmp_path: Path) -> None:
@@ -185,7 +181,7 @@ def test_wandb_offline_keeps_its_run_over_a_resume(tmp_path: Path) -> None:
     run_id = (tmp_path / "wandb_run_id").read_text()
     files = list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
     assert files and {file.name for file in files} == {f"run-{run_id}.wandb"}
-    assert is_written(b"train/loss", files)
+    wait_until_written(b"train/loss", files)
 
 
 class Failing:
@@ -269,7 +265,7 @@ def test_wandb_does_not_ask_a_terminal_for_a_key(tmp_path: Path) -> None:
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            timeout=90,
+            timeout=300,
             check=True,
         )
         shown = os.read(ours, 100_000).decode()
@@ -306,4 +302,5 @@ def test_wandb_takes_alerts_and_steps_that_come_again(
         metrics.rewind(1)
         metrics.log(2, {"event": "train", "loss": 8.0})
     assert caplog.records == []
-    assert is_written(b"the loss is 9", (tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+    files = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    wait_until_written(b"the loss is 9", files)

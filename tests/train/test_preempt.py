@@ -1,6 +1,5 @@
 import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,10 +35,13 @@ def test_where_nothing_else_follows_it_is_agreed_at_once() -> None:
         assert preemption.agreed(now=True) == "SIGTERM"
 
 
-def test_time_runs_out() -> None:
-    with Preemption(0.2 / 3600) as preemption:
+def test_time_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = mock.Mock(monotonic=lambda: 7.0)
+    monkeypatch.setattr(preempt, "time", clock)
+    with Preemption(2) as preemption:
+        clock.monotonic = lambda: 7.0 + 7199
         assert preemption.agreed(now=True) is None
-        time.sleep(0.2)
+        clock.monotonic = lambda: 7.0 + 7200
         assert preemption.agreed(now=True) == LIMIT
 
 

@@ -5,7 +5,6 @@ import itertools
 import json
 import logging
 import os
-import random
 import resource
 import signal
 import subprocess
@@ -20,7 +19,7 @@ import pytest
 from tests.data import helpers
 from tests.data.conftest import IMAGE_TOKEN
 from tests.data.loading import open_loader, steps
-from tests.data.servers import wait_until
+from tests.waiting import wait_for
 from vlm.config import StorageConfig
 from vlm.data.load import loader
 from vlm.data.manifest import manifest
@@ -90,7 +89,7 @@ def test_a_killed_process_is_resumed_as_if_nothing_had_been(
     """SIGKILL while threads read ahead; nothing but the last position survives."""
     command = [sys.executable, "-m", "tests.data.loading", *map(str, place), "2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    wanted = random.Random(os.getpid()).randrange(1, NUM_STEPS - 2)
+    wanted = NUM_STEPS // 2
     with subprocess.Popen(
         command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -158,22 +157,25 @@ def test_the_watchdog_names_the_shard_and_the_run_goes_on(
         texts = [record.getMessage() for record in caplog.records]
         return [text for text in texts if "no batch for" in text and str(shard) in text]
 
-    wait_until(warned)
+    wait_for(warned)
     assert "waiting for shard" in warned()[0] and "at byte" in warned()[0]
     pipe = shard.with_suffix(".pipe")
     shard.rename(pipe)
     kept.rename(shard)
-    while thread.is_alive():  # each thread that hangs opens the pipe for itself
-        release(pipe)
-        thread.join(0.05)
+
+    def ended() -> bool:
+        release(pipe)  # each thread that hangs opens the pipe for itself
+        return not thread.is_alive()
+
+    wait_for(ended)
     assert found == alone
 
 
 def test_a_shard_that_hangs_for_good_ends_the_run(
     place: Place, hanging: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    brief = StorageConfig(timeout_s=0.1, give_up_s=0.1)
-    with pytest.raises(TransientError, match=r"no batch for 1 s; hung at shard .*00001.tar at"):
+    brief = StorageConfig(timeout_s=1.0, give_up_s=1.0)
+    with pytest.raises(TransientError, match=r"no batch for 3 s; hung at shard .*00001.tar at"):
         take(place, NUM_STEPS, storage=brief)
     assert "leaving behind a read of shard" in caplog.text
 
@@ -187,8 +189,8 @@ def test_a_file_system_that_comes_back_is_waited_for(
     thread = threading.Thread(target=lambda: found.extend(take(place, NUM_STEPS)), daemon=True)
     with caplog.at_level(logging.WARNING):
         thread.start()
-        wait_until(lambda: "trying again in" in caplog.text)
+        wait_for(lambda: "trying again in" in caplog.text)
         assert not found
         away.rename(shards)
-        thread.join(30)
+        wait_for(lambda: not thread.is_alive())
     assert found == alone, "nothing was taken for a bad sample"

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.data import helpers
 from tests.data.collators import make_collator
 from tests.data.conftest import IMAGE_TOKEN
+from tests.waiting import wait_for
 from vlm.batch import Batch
 from vlm.config import AugmentConfig, DataConfig
 from vlm.data.load.collate import Collator, frame_size
@@ -316,10 +317,8 @@ def test_it_reads_ahead_but_not_without_end(
     expected = sum(len(micro.rows) for step in plan for micro in step)
     with closing(iter(make_loader(data, collator, prefetch=8))) as steps:  # type: ignore[type-var]
         next(steps)
-        deadline = time.monotonic() + 10
-        while len(read_rows) < expected and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.1)
+        wait_for(lambda: len(read_rows) >= expected)
+        time.sleep(0.1)  # for what is not to come
         assert len(read_rows) == expected
 
 

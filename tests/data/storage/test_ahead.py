@@ -2,13 +2,13 @@
 
 import itertools
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
 import pytest
 
+from tests.waiting import wait_for
 from vlm.data.storage import ahead
 from vlm.data.storage.ahead import Range, ReadAhead, merge
 
@@ -22,7 +22,7 @@ class _Storage:
         self.go_on.set()
 
     def fetch(self, location: str, parts: list[tuple[int, int]], version: str) -> None:
-        self.go_on.wait(10)
+        self.go_on.wait()
         self.asked.append((location, parts, version))
 
 
@@ -41,7 +41,7 @@ def test_items_come_in_order_with_their_ranges() -> None:
     for item, fetches in make(storage, 100, 1000)(iter(range(50))):
         ((range_, fetch),) = fetches.items()
         assert range_.offset == 100 * item
-        fetch.result(5)
+        fetch.result()
     parts = [part for _, parts, _ in storage.asked for part in parts]
     assert sorted(parts) == [(100 * i, 100) for i in range(50)]
     assert len(storage.asked) < 15, "neighbours share a request"
@@ -74,10 +74,7 @@ def test_leaving_ends_it() -> None:
     next(steps)
     storage.go_on.set()
     steps.close()
-    deadline = time.monotonic() + 5
-    while set(threading.enumerate()) - before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert set(threading.enumerate()) <= before
+    wait_for(lambda: set(threading.enumerate()) <= before)
 
 
 def test_neighbours_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:

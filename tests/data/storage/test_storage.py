@@ -1,5 +1,6 @@
 """Ranges of shards from disk, HTTP servers and an S3 store, against the file they came from."""
 
+import dataclasses
 import errno
 import gc
 import os
@@ -11,13 +12,17 @@ from pathlib import Path
 import pytest
 
 from tests.data.servers import Server, object_store, serve
+from tests.waiting import wait_for
 from vlm.data.storage import remote, storage
 from vlm.data.storage.cache import RangeCache
 from vlm.data.storage.storage import Patience, Storage
 from vlm.errors import ConfigError, DataError, TransientError
 
 SIZE = 200_000
-QUICK = Patience(timeout_s=0.5, give_up_s=5.0, first_wait_s=0.02, longest_wait_s=0.1)
+#: enough that a busy machine is never taken for a server that stalls
+PATIENT = Patience(timeout_s=60.0, give_up_s=60.0, first_wait_s=0.02, longest_wait_s=0.1)
+#: for servers that do stall
+QUICK = dataclasses.replace(PATIENT, timeout_s=0.5)
 BRIEF = Patience(timeout_s=0.3, give_up_s=0.2, first_wait_s=0.02, longest_wait_s=0.1)
 
 
@@ -52,7 +57,7 @@ def check(found: Storage, location: str, shard: Path) -> None:
 
 
 def test_a_local_file(shard: Path) -> None:
-    found = Storage(QUICK)
+    found = Storage(PATIENT)
     check(found, str(shard), shard)
     with found.whole(str(shard)) as path:
         assert path == shard, "no copy"
@@ -63,7 +68,7 @@ def test_a_local_file(shard: Path) -> None:
 @pytest.mark.parametrize("cached", [True, False])
 def test_an_http_server(shard: Path, cache: RangeCache, ranges: bool, cached: bool) -> None:
     with serve(Server(shard.parent, ranges=ranges)) as server:
-        check(Storage(QUICK, cache if cached else None), server.url(shard), shard)
+        check(Storage(PATIENT, cache if cached else None), server.url(shard), shard)
 
 
 def test_an_s3_store(shard: Path, cache: RangeCache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,15 +76,15 @@ def test_an_s3_store(shard: Path, cache: RangeCache, monkeypatch: pytest.MonkeyP
         import s3fs  # an optional dependency: object_store skips without it
 
         s3fs.S3FileSystem().put(str(shard), f"{bucket}/a/b.tar")
-        check(Storage(QUICK, cache), f"{bucket}/a/b.tar", shard)
-        check(Storage(QUICK), f"{bucket}/a/b.tar", shard)
+        check(Storage(PATIENT, cache), f"{bucket}/a/b.tar", shard)
+        check(Storage(PATIENT), f"{bucket}/a/b.tar", shard)
         with pytest.raises(TransientError, match="shard s3://bucket/a/missing.tar"):
             Storage(BRIEF).read(f"{bucket}/a/missing.tar", 0, 10)
 
 
 def test_a_range_is_asked_for_once(shard: Path, cache: RangeCache) -> None:
     with serve(Server(shard.parent)) as server:
-        for one in (Storage(QUICK, cache), Storage(QUICK, RangeCache(cache.folder, 10 * SIZE))):
+        for one in (Storage(PATIENT, cache), Storage(PATIENT, RangeCache(cache.folder, 10 * SIZE))):
             for _ in range(3):
                 one.read(server.url(shard), 100, 200, "v1")
         assert server.asked == [("/a-00000.tar", "bytes=100-299")]
@@ -89,7 +94,7 @@ def test_a_range_is_asked_for_once(shard: Path, cache: RangeCache) -> None:
 
 def test_a_server_without_ranges_sends_a_shard_once(shard: Path, cache: RangeCache) -> None:
     with serve(Server(shard.parent, ranges=False)) as server:
-        one = Storage(QUICK, cache)
+        one = Storage(PATIENT, cache)
         for offset in range(1000, 50_000, 1000):
             one.read(server.url(shard), offset, 900, "v1")
         whole = [asked for asked in server.asked if not asked[1]]
@@ -99,7 +104,7 @@ def test_a_server_without_ranges_sends_a_shard_once(shard: Path, cache: RangeCac
 def test_neighbours_are_fetched_together(shard: Path, cache: RangeCache) -> None:
     parts = [(512, 1000), (1512, 4000), (6000, 300)]
     with serve(Server(shard.parent)) as server:
-        one, url = Storage(QUICK, cache), server.url(shard)
+        one, url = Storage(PATIENT, cache), server.url(shard)
         one.fetch(url, parts, "v1")
         one.fetch(url, parts, "v1")
         for offset, length in parts:
@@ -114,7 +119,7 @@ def test_what_passes_is_waited_for(
 ) -> None:
     with serve(Server(shard.parent, ranges=ranges, failures=2, how=how)) as server:
         url = server.url(shard).replace("//", "//user:secret@") + "?signature=secret"
-        found = Storage(QUICK, cache).read(url, 300, 400, "v1")
+        found = Storage(QUICK if how == "stall" else PATIENT, cache).read(url, 300, 400, "v1")
     assert found == shard.read_bytes()[300:700]
     warnings = [record.getMessage() for record in caplog.records]
     assert warnings and all("trying again" in text for text in warnings)
@@ -135,7 +140,7 @@ def test_denied_access_is_not_waited_for(shard: Path, how: str) -> None:
     with serve(Server(shard.parent, failures=1, how=how)) as server:
         url = server.url(shard).replace("//", "//user:secret@")
         with pytest.raises(DataError, match="access denied") as caught:
-            Storage(QUICK).read(url, 300, 400)
+            Storage(PATIENT).read(url, 300, 400)
     assert "secret" not in str(caught.value) and len(server.asked) == 1
 
 
@@ -152,7 +157,7 @@ def test_a_file_system_that_comes_back(
         return pread(fd, length, offset)
 
     monkeypatch.setattr(storage.os, "pread", failing)
-    assert Storage(QUICK).read(str(shard), 10, 20) == shard.read_bytes()[10:30]
+    assert Storage(PATIENT).read(str(shard), 10, 20) == shard.read_bytes()[10:30]
     assert len(caplog.records) == 3 and os.strerror(fault) in caplog.text
 
 
@@ -169,11 +174,10 @@ def test_closing_ends_waiting(shard: Path) -> None:
     found = Storage(Patience(first_wait_s=30))
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(found.read, str(shard.with_name("none")), 0, 10)
-        while "none" not in found.waits.describe():
-            pass
+        wait_for(lambda: "none" in found.waits.describe())
         found.close()
         with pytest.raises(storage.Stopped):
-            waiting.result(5)
+            waiting.result()
     found.reopen()
     assert len(found.read(str(shard), 0, 10)) == 10
 
@@ -200,7 +204,7 @@ def test_few_files_stay_open_and_none_after_close(
     paths = [tmp_path / f"{i}.tar" for i in range(3)]
     for path in paths:
         path.write_bytes(path.name.encode())
-    found = Storage(QUICK)
+    found = Storage(PATIENT)
     for index in (0, 1, 0):
         assert found.read(str(paths[index]), 0, 9) == paths[index].name.encode()
     assert len(opened) == 2 and not closed, "a shard is opened once"
@@ -213,5 +217,5 @@ def test_few_files_stay_open_and_none_after_close(
 @pytest.mark.parametrize("url", ["gopher://host/a.tar", "ftp://user:secret@host/a.tar"])
 def test_other_schemes_are_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"expected a local path or one of s3://") as caught:
-        Storage(QUICK).read(url, 0, 10)
+        Storage(PATIENT).read(url, 0, 10)
     assert "secret" not in str(caught.value)
