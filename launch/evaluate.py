@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlm import log
-from vlm.errors import DataError, command, one_line
+from vlm.errors import command, one_line
 from vlm.evaluate.judge import judge
 
 #: what an evaluation may say about losses beside them
@@ -57,7 +57,7 @@ def _table(order: str, evaluation: dict, judged: dict) -> Table:
             *map(judged["accuracy_by_mode"].get, others),
         ]
         # a name from a shard: it may hold markup or control characters
-        name = Text(one_line(DataError(group)))
+        name = Text(one_line(group))
         cells = [f"{values[group]:.3f}" for values in shown]
         table.add_row(name, *cells, str(evaluation["num_answers"][group]))
     return table

@@ -106,6 +106,7 @@ def test_the_entry_point_keeps_the_name_of_main() -> None:
     ],
 )
 def test_one_line_is_printable_and_readable(text: str, expected: str) -> None:
-    line = one_line(DataError(text))
+    line = one_line(text)
+    assert one_line(DataError(text)) == line
     assert line.isprintable()
     assert line == expected

@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
             location=args.location,
         )
     for message in summary.rejected[:MAX_SHOWN]:
-        sys.stderr.write(f"left out: {errors.one_line(errors.SampleError(message))}\n")
+        sys.stderr.write(f"left out: {errors.one_line(message)}\n")
     if len(summary.rejected) > MAX_SHOWN:
         sys.stderr.write(f"and {len(summary.rejected) - MAX_SHOWN} more\n")
     Console().print(_table(args.output, summary))
@@ -83,7 +83,7 @@ def _table(output: Path, summary: Summary) -> Table:
 
 def _cell(text: str) -> str:
     """Text of a shard as one harmless line."""
-    return escape(errors.one_line(errors.SampleError(text)))
+    return escape(errors.one_line(text))
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

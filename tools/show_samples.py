@@ -103,7 +103,7 @@ def _render(branch: Branch) -> Text:
 
 def _line(text: str) -> str:
     """Text of a shard as one harmless line."""
-    return errors.one_line(errors.SampleError(text))
+    return errors.one_line(text)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

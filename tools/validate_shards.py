@@ -66,7 +66,7 @@ def _show(report: Report) -> None:
     for fault in report.faults:
         parts = [part for part in (fault.shard, fault.key, fault.member, fault.fault) if part]
         # a name from a shard may hold anything, a terminal's control codes too
-        sys.stdout.write(errors.one_line(errors.DataError(": ".join(parts))) + "\n")
+        sys.stdout.write(errors.one_line(": ".join(parts)) + "\n")
     console = Console()
     table = Table("shards", f"{report.num_shards:,}")
     table.add_row("faults", f"{len(report.faults):,}")
@@ -91,7 +91,7 @@ def _show(report: Report) -> None:
     for name, tally in sorted(report.sources.items()):
         learned = tally.supervised_frac
         sources.add_row(
-            escape(errors.one_line(errors.DataError(name))),
+            escape(errors.one_line(name)),
             f"{tally.num_samples:,}",
             f"{tally.num_frames:,}",
             f"{tally.num_bytes / 1e6:,.1f}",

@@ -48,9 +48,9 @@ class TransientError(Exception):
     """The world failed, not the user: a file system that vanished, a peer that died."""
 
 
-def one_line(error: BaseException) -> str:
-    """The error as one line of printable text (a name from a shard may hold anything)."""
-    text = " ".join(str(error).split())
+def one_line(said: BaseException | str) -> str:
+    """An error or text as one line that can be printed (a name from a shard may hold anything)."""
+    text = " ".join(str(said).split())
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )

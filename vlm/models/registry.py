@@ -172,7 +172,7 @@ def _load_adapted(family: Any, config: FamilyConfig, path: Path, packed: bool) -
     if differ := sorted(expected ^ own.keys()):
         raise CheckpointError(
             f"model {path}: the weights do not fit: {len(differ)} are missing or too many, the "
-            f"first: {one_line(Exception(differ[0]))}"
+            f"first: {one_line(differ[0])}"
         )
     model.load_state_dict(own, strict=False)
     if (path / export.ADAPTER).is_dir():

@@ -148,7 +148,7 @@ class Connection:
         code = self._process.wait()
         errors.join()
         said = [line for line in self._said if line.strip()]
-        reason = one_line(Exception(said[-1])) if said else "the connection was lost"
+        reason = one_line(said[-1]) if said else "the connection was lost"
         if code != ssh.SSH_FAILED:
             reason = f"its agent ended with {code}: {reason}"
         closed = {"event": "closed", "reason": reason, "lines": said}

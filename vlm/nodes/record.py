@@ -162,7 +162,7 @@ class Record:
             self._timeline.write(f"{now} {who} | {text}\n")
 
     def _clean(self, text: str) -> str:
-        return self._hide(one_line(Exception(text)))[:MAX_LINE]
+        return self._hide(one_line(text))[:MAX_LINE]
 
     def _hide(self, text: str) -> str:
         return hide(text, self._hidden)

@@ -87,7 +87,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if differ:
         more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
         raise ConfigError(
-            f"{KEY} {one_line(Exception(str(found)))}: another model than the recipe's: "
+            f"{KEY} {one_line(str(found))}: another model than the recipe's: "
             f"{'; '.join(differ[:3])}{more}"
         )
     log.info("starting from the weights of %s", found)

@@ -80,7 +80,7 @@ class BadSamples:
 
     def _write(self, fault: Fault, stand_in: int, where: str) -> None:
         manifest, own = self._catalog.locate(fault.row)
-        message = one_line(DataError(fault.message))
+        message = one_line(fault.message)
         member = _MEMBER.search(message)
         log.warning("bad sample, row %d stands in: %s", stand_in, message)
         if self._path is None:
