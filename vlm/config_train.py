@@ -39,6 +39,8 @@ class TrainConfig(Strict):
     eval_autoregressive: bool = False
     #: held-out samples whose answers each evaluation writes to predictions.jsonl; not under ZeRO-3
     eval_predictions: int = Field(0, ge=0)
+    #: held-out samples in which each evaluation draws where a foveated model looks; 0: none
+    eval_pictures: int = Field(4, ge=0)
     #: what the best checkpoint, and early stopping, go by; lower is better
     best_metric: EvalMetric = "eval_loss"
     early_stop: EarlyStopConfig | None = None

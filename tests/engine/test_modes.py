@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.train import helpers
-from vlm.engine.modes import check_modes, forward_mode
+from vlm.engine.modes import check_modes, forward_mode, only_mode
 from vlm.errors import ConfigError
 
 
@@ -33,3 +33,11 @@ def test_a_mode_that_cannot_be_trained_in() -> None:
         ConfigError, match=r"train\.modes: found autoregressive, expected of coarse"
     ):
         check_modes(model, recipe)
+
+
+@pytest.mark.parametrize(
+    "modes,expected",
+    [("{}", None), ("{caption: 2}", "caption"), ("{caption: 1, joint: 1}", None)],
+)
+def test_a_recipe_that_names_one_mode_has_one(modes: str, expected: str | None) -> None:
+    assert only_mode(helpers.recipe(Path("unused"), f"train.modes={modes}")) == expected

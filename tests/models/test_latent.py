@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -45,14 +46,25 @@ def tokens_of(model, frames: Tensor, queries: Tensor) -> Tensor:
     return torch.stack([scale * t / (t.std(correction=0) + 1e-6) for t in tokens])
 
 
-def plain(model, frames: Tensor, ids: Tensor, latents: Tensor, mode: str):
-    """(square error sums of coarse and fine, fine hidden states, text ids, place of the text)."""
+class Plain(NamedTuple):
+    #: square error sums, and queries (T, Q), of the coarse and the fine pass
+    errors: list[Tensor]
+    queries: list[Tensor]
+    #: of the fine pass
+    hidden: Tensor
+    text: Tensor
+    #: of the text in ``hidden``
+    place: int
+
+
+def plain(model, frames: Tensor, ids: Tensor, latents: Tensor, mode: str) -> Plain:
     connector, count = model.connector, len(frames)
     text = ids[ids != IMAGE]
     words = model.language.embed(text)
     token = {n: getattr(connector, n).weight for n in ("coarse_token", "fine_token", "end_token")}
-    queries, errors = connector.q_static.weight.expand(count, -1), []
+    queries, errors, asked_with = connector.q_static.weight.expand(count, -1), [], []
     for marker in ("coarse_token", "fine_token"):
+        asked_with.append(queries)
         seen = torch.cat([token[marker], tokens_of(model, frames, queries)])
         before = {"reconstruction": words, "unconditioned": connector.no_text_token.weight}
         first = before.get(mode, words[:0])
@@ -68,7 +80,7 @@ def plain(model, frames: Tensor, ids: Tensor, latents: Tensor, mode: str):
         errors.append(total)
         asked = connector.llm_to_query(hidden[start + 1 : start + 1 + count])
         queries = torch.cat([connector.q_init.weight, asked[:-1]])
-    return errors, hidden, text, start + 1 + count
+    return Plain(errors, asked_with, hidden, text, start + 1 + count)
 
 
 @pytest.mark.parametrize("mode", TASKS)
@@ -78,7 +90,7 @@ def test_losses_equal_plain_forwards_sample_by_sample(mode: str) -> None:
     for index in range(len(SAMPLES)):
         frames, ids, labels = sample(batch, index)
         own = batch.latents[batch.cu_frames[index] : batch.cu_frames[index + 1]].double()
-        (one, two), hidden, text, place = plain(model, frames, ids, own, mode)
+        (one, two), _, hidden, text, place = plain(model, frames, ids, own, mode)
         coarse, fine = coarse + float(one), fine + float(two)
         if mode in ("joint", "caption"):
             learned = labels[ids != IMAGE]

@@ -25,6 +25,7 @@ from vlm.train.preempt import Preemption
 #: what a run leaves in its folder
 FOLDER = [
     "alerts.jsonl",
+    "attention",
     "checkpoints",
     "ds_config.json",
     "metrics.csv",

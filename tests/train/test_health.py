@@ -215,6 +215,7 @@ def test_what_went_on_is_what_never_stopped() -> None:
 
 GOOD_LOOKS = {
     "attention_entropy": 3.5,
+    "attention_entropy_static": 4.5,
     "attention_entropy_max": math.log(257),
     "query_similarity": 0.97,
     "look_change": 0.4,
@@ -227,6 +228,7 @@ GOOD_LOOKS = {
     "check,changes",
     [
         ("uniform_attention", {"attention_entropy": 0.98 * math.log(257)}),
+        ("uniform_attention", {"attention_entropy_static": 0.98 * math.log(257)}),
         ("same_queries", {"query_similarity": 0.999}),
         ("same_looks", {"look_change": 0.05}),
         ("query_scale", {"q_static_std": 0.02}),
@@ -252,3 +254,14 @@ def test_clips_of_one_frame_have_no_frames_in_a_row() -> None:
     run(health, [2.0] * 10)
     single = {name: value for name, value in GOOD_LOOKS.items() if name != "query_similarity"}
     assert health.after_looks(10, single) == []
+
+
+def test_a_coarse_pass_alone_is_judged_by_what_it_has() -> None:
+    health = make(warmup_steps=5, cooldown_steps=0)
+    run(health, [2.0] * 10)
+    fine = ("attention_entropy", "query_similarity", "look_change")
+    alone = {name: value for name, value in GOOD_LOOKS.items() if name not in fine}
+    assert health.after_looks(10, alone) == []
+    uniform = alone | {"attention_entropy_static": math.log(257)}
+    (alert,) = health.after_looks(20, uniform)
+    assert alert.check == "uniform_attention" and "by q_static is 100.0%" in alert.message

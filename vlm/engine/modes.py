@@ -25,6 +25,12 @@ def forward_mode(recipe: Recipe, step: int) -> str | None:
     return list(shares)[index]
 
 
+def only_mode(recipe: Recipe) -> str | None:
+    """The one mode that a recipe names; None: it names none, or several."""
+    names = list(recipe.train.modes)
+    return names[0] if len(names) == 1 else None
+
+
 def check_modes(model: Any, recipe: Recipe) -> None:
     """
     Raises:

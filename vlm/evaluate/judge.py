@@ -30,8 +30,6 @@ from vlm.data.load.collate import Collator, frame_size
 from vlm.data.load.reader import LoadedSample, Reader
 from vlm.data.plan import stream
 from vlm.errors import CheckpointError, DataError
-from vlm.evaluate.attention import Attention, attention
-from vlm.evaluate.look_pictures import write_pictures
 from vlm.evaluate.losses import compare, mode_losses
 from vlm.evaluate.questions import (
     Question,
@@ -39,11 +37,11 @@ from vlm.evaluate.questions import (
     find_questions,
     judge_answers,
     prior,
-    prompt_batch,
 )
 from vlm.evaluate.report import Answered, Clip, ReportData, write_report
 from vlm.models import registry
-from vlm.train import data
+from vlm.train import data, held_out_looks
+from vlm.train.look_pictures import Seen, write_pictures
 from vlm.train.metrics import read_rows
 from vlm.train.model import limit_logits
 
@@ -51,8 +49,6 @@ log = logging.getLogger(__name__)
 
 SAMPLES_PER_BATCH = 64
 NUM_CLIPS = 12
-#: folder of a run
-ATTENTION = "attention"
 
 
 class HeldOut(NamedTuple):
@@ -91,7 +87,7 @@ def judge(run_dir: Path, max_samples: int) -> Path:
     }
     replace_text(run_dir / "eval.json", json.dumps(evaluation, indent=1))
     clips = _clips(model, held, questions, given, first)
-    _draw(run_dir / ATTENTION, clips)
+    _draw(run_dir / held_out_looks.ATTENTION, clips)
     report = run_dir / "report.html"
     write_report(report, _report(metrics, recipe, model, evaluation, clips))
     return report
@@ -186,16 +182,15 @@ def _clips(
     chosen = list(asked)[:: max(1, len(asked) // NUM_CLIPS)][:NUM_CLIPS]
     clips = []
     for index in chosen:
-        frames = samples[index].frames
-        batch = prompt_batch(collator, [asked[index][0][0]], [frames], order)
-        looks = "coarse_fine" in model.modes
-        seen = attention(model, batch.to(model.device)) if looks else Attention([], [])
+        loaded, key = samples[index], keys[index]
+        batch = held_out_looks.whole(collator, key, loaded, order == "question_first")
+        maps = held_out_looks.look(model, batch)
         clips.append(
             Clip(
-                key=keys[index],
-                frames=list(frames),
-                attention=seen.fine,
-                coarse_attention=seen.coarse,
+                key=key,
+                frames=list(loaded.frames),
+                attention=list(maps.get("fine", ())),
+                coarse_attention=list(maps.get("coarse", ())),
                 questions=[
                     Answered(q.text, q.expected, text.strip(), q.task) for q, text in asked[index]
                 ],
@@ -205,15 +200,15 @@ def _clips(
 
 
 def _draw(folder: Path, clips: Sequence[Clip]) -> None:
-    """Pictures of where the model looked in each clip, in place of those of an earlier evaluation.
-
-    Nothing is drawn of a model that does not look.
-    """
-    for old in [*folder.glob("clip_*.png"), *folder.glob("clip_*.gif")]:
-        old.unlink()
-    for number, clip in enumerate(clips):
-        if clip.attention:
-            write_pictures(folder, number, clip.frames, clip.coarse_attention, clip.attention)
+    """Pictures of where the model looked in each clip; none of a model that does not look."""
+    looked = [clip for clip in clips if clip.attention]
+    write_pictures(
+        folder,
+        (
+            Seen(*(np.stack(a) for a in (clip.frames, clip.coarse_attention, clip.attention)))
+            for clip in looked
+        ),
+    )
 
 
 def _report(

@@ -30,6 +30,8 @@ class Output(NamedTuple):
     token_losses: Tensor | None = None
     #: (2,) each, by name: a sum over frames or the like, and of how many (``vlm.models.looks``)
     measures: dict[str, Tensor] = {}
+    #: "coarse", "fine" -> (F, rows, columns) attention of that pass to patches, where measured
+    maps: dict[str, Tensor] = {}
 
 
 class Prefill(NamedTuple):

@@ -11,6 +11,7 @@ after frame, with a key-value cache, as at inference.
 Legend: N tokens, F frames, S samples, L longest sample, H language width, Q query width.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -91,7 +92,8 @@ class FoveatedModel(PreTrainedModel):
 
         Args:
             mode: ``autoregressive`` has no gradient.
-            measure_all: also measure the losses without a weight, which costs no gradient.
+            measure_all: also measure the losses without a weight, and how frames were looked at,
+                which costs no gradient.
         """
         if mode == "autoregressive":
             losses = self.language.token_losses(self.autoregressive_hidden(batch), batch)
@@ -101,17 +103,11 @@ class FoveatedModel(PreTrainedModel):
         text = self.language.embed(batch.input_ids)
         queries = self.static_queries(batch)
         tokens = self.connector(self.vision, cache, queries)
+        glance = (queries, tokens)
         if mode == "coarse_only":
-            hidden = self.language(fill(text, batch.frame_index, tokens), batch)
-            losses = self.language.token_losses(hidden, batch)
-            # a parameter without a gradient keeps that of the step before under ZeRO-3
-            asked = self.next_queries(batch, at_frames(hidden, batch))
-            coarse, measured = objective(losses, batch)
-            coarse = coarse + 0.0 * asked.sum().to(losses.dtype)
-            return Output(coarse, {"coarse": coarse, **measured}, losses.detach())
-        static, looking = (queries, tokens), measure_all
+            return self._coarse_only(batch, cache, text, glance, measure_all)
         # what pairs are compared with is known of the last fine pass alone
-        measure_all = measure_all and batch.reference is None
+        score_all = measure_all and batch.reference is None
         names = self.pass_names
         weights = dict(zip(names, (self.coarse_weight, *self.fine_weights), strict=True))
         hidden_of: dict[str, Tensor | None] = {}
@@ -120,8 +116,9 @@ class FoveatedModel(PreTrainedModel):
             if asking is not None:
                 queries = self.next_queries(batch, asking)
                 tokens = self.connector(self.vision, cache, queries)
-            asking, hidden_of[name] = self._read(text, tokens, batch, weight, measure_all)
-        measures = self._looks(batch, cache, text, static, (queries, tokens)) if looking else {}
+            asking, hidden_of[name] = self._read(text, tokens, batch, weight, score_all)
+        seen = {"coarse": glance, "fine": (queries, tokens)}
+        found = self.looked(batch, cache, text, seen) if measure_all else ({}, {})
         losses_of = {
             name: self._score(hidden, batch, weights[name])
             for name, hidden in reversed(hidden_of.items())
@@ -130,41 +127,59 @@ class FoveatedModel(PreTrainedModel):
         if batch.reference is not None:
             total, measured = objective(losses_of["fine"], batch)
             parts = {"fine": total, **measured}
-            return Output(total, parts, losses_of["fine"].detach(), measures)
+            return Output(total, parts, losses_of["fine"].detach(), *found)
         parts = {name: losses.sum() for name, losses in losses_of.items()}
         loss = sum(weights[name] * part for name, part in parts.items() if weights[name] > 0)
         reported = {name: part for name, part in parts.items() if name in REPORTED}
-        return Output(loss, reported, losses_of["fine"].detach(), measures)
+        return Output(loss, reported, losses_of["fine"].detach(), *found)
 
-    @torch.no_grad()
-    def _looks(
+    def _coarse_only(
         self,
         batch: Batch,
         cache: list[LayerCache],
         text: Tensor,
-        static: tuple[Tensor, Tensor],
-        fine: tuple[Tensor, Tensor],
-    ) -> dict[str, Tensor]:
-        """What the two looks at every frame, each of queries (F, Q) and tokens (F, H), were like.
+        glance: tuple[Tensor, Tensor],
+        measure_all: bool,
+    ) -> Output:
+        hidden = self.language(fill(text, batch.frame_index, glance[1]), batch)
+        losses = self.language.token_losses(hidden, batch)
+        # a parameter without a gradient keeps that of the step before under ZeRO-3
+        asked = self.next_queries(batch, at_frames(hidden, batch))
+        coarse, measured = objective(losses, batch)
+        coarse = coarse + 0.0 * asked.sum().to(losses.dtype)
+        found = self.looked(batch, cache, text, {"coarse": glance}) if measure_all else ({}, {})
+        return Output(coarse, {"coarse": coarse, **measured}, losses.detach(), *found)
+
+    @torch.no_grad()
+    def looked(
+        self,
+        batch: Batch,
+        cache: list[LayerCache],
+        text: Tensor,
+        passes: Mapping[str, tuple[Tensor, Tensor]],
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What passes were like: measures and maps, as ``Output`` has them.
 
         Random numbers of training stay as they are.
+
+        Args:
+            text: (N, H) embeddings of ``batch.input_ids``.
+            passes: "coarse", "fine" -> queries (F, Q) and tokens (F, H).
         """
         with torch.random.fork_rng([text.device] if text.is_cuda else []):
-            maps = [
-                self.vision.attention(self.connector.query_input_proj(queries), cache)
-                for queries, _ in (static, fine)
-            ]
+            seen = {
+                name: looks.Looks(
+                    *one, self.vision.attention(self.connector.query_input_proj(one[0]), cache)
+                )
+                for name, one in passes.items()
+            }
         is_text = torch.ones(len(text), dtype=torch.bool, device=text.device)
         is_text[batch.frame_index] = False
         owned = torch.full((len(batch.frames),), batch.has_frames, device=text.device)
-        return looks.measure(
-            looks.Looks(*static, maps[0]),
-            looks.Looks(*fine, maps[1]),
-            text,
-            is_text,
-            owned & ~first_frames(batch),
-            owned,
-        )
+        follows, grid = owned & ~first_frames(batch), self.vision.grid(batch.frames)
+        measures = looks.measure(seen, text, is_text, follows, owned)
+        maps = {name: looks.over_patches(one.attention, grid) for name, one in seen.items()}
+        return measures, maps
 
     @property
     def pass_names(self) -> list[str]:

@@ -50,6 +50,17 @@ TASKS: dict[Mode, Task] = {
 }
 
 
+class Passes(NamedTuple):
+    """What the coarse pass and the fine ones leave."""
+
+    #: (N, H) each
+    hidden: list[Tensor]
+    #: of the tower
+    cache: list[LayerCache]
+    #: of "coarse" and the last "fine" pass: queries (F, Q) and tokens (F, H)
+    seen: dict[str, tuple[Tensor, Tensor]]
+
+
 class LatentConfig(FamilyConfig):
     model_type = "saccade_foveated_latent"
 
@@ -109,16 +120,22 @@ class FoveatedLatentModel(FoveatedModel):
     ) -> Output:
         """Losses of one micro-batch; all are measured in any case.
 
+        Args:
+            measure_all: also measure how frames were looked at, but for ``autoregressive``.
+
         Raises:
             ConfigError: no latents in the batch and no autoencoder, or latents of another size.
         """
         task = TASKS["joint" if mode == "autoregressive" else mode]
         layout, latents = lay_out(batch, task.order), self.latents(batch)
+        found: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
         if mode == "autoregressive":
-            passes = [self._autoregressive(layout)]
+            states = [self._autoregressive(layout)]
         else:
-            passes = self._passes(layout)
-        errors = [self._errors(hidden, layout.batch, latents) for hidden in passes]
+            states, cache, seen = self._passes(layout)
+            if measure_all:
+                found = self.looked(batch, cache, self.language.embed(batch.input_ids), seen)
+        errors = [self._errors(hidden, layout.batch, latents) for hidden in states]
         parts = {"fine": errors[-1]}
         factor = task.reconstruction
         factor = self.connector.reconstruction_weight if factor is None else factor
@@ -127,15 +144,15 @@ class FoveatedLatentModel(FoveatedModel):
             parts["coarse"], weights = errors[0], [self.coarse_weight, *self.fine_weights]
         loss = factor * torch.stack([w * e for w, e in zip(weights, errors, strict=True)]).sum()
         if len(layout.batch.targets):
-            losses = self.language.token_losses(passes[-1], layout.batch)
+            losses = self.language.token_losses(states[-1], layout.batch)
             parts["caption"] = losses.sum()
-            return Output(loss + task.caption * parts["caption"], parts, losses.detach())
+            return Output(loss + task.caption * parts["caption"], parts, losses.detach(), *found)
         # every parameter gets a gradient in every mode, or ZeRO-3 keeps that of the step before
         scored = (
-            self.language.logits(passes[-1][:1]).sum()
+            self.language.logits(states[-1][:1]).sum()
             + self.language.embed(batch.input_ids[:1]).sum()
         )
-        return Output(loss + 0.0 * scored.to(loss.dtype), parts)
+        return Output(loss + 0.0 * scored.to(loss.dtype), parts, None, *found)
 
     def latents(self, batch: Batch) -> Tensor:
         """(F, C, s, s) of all frames."""
@@ -159,7 +176,7 @@ class FoveatedLatentModel(FoveatedModel):
     def predictions(self, batch: Batch, mode: Mode = "unconditioned") -> Tensor:
         """(F, C, s, s) latents that the last fine pass expects; an autoencoder decodes them."""
         layout, latents = lay_out(batch, TASKS[mode].order), self.latents(batch)
-        return self._predict(self._passes(layout)[-1], layout.batch, latents)
+        return self._predict(self._passes(layout).hidden[-1], layout.batch, latents)
 
     @torch.no_grad()
     def losses_by_mode(self, batch: Batch) -> dict[str, Tensor]:
@@ -185,18 +202,19 @@ class FoveatedLatentModel(FoveatedModel):
         embeds = fill(self._embeds(layout, marker), layout.batch.frame_index, tokens)
         return self.language.prefill(embeds, layout.batch)
 
-    def _passes(self, layout: Layout) -> list[Tensor]:
-        """(N, H) hidden states of the coarse pass and of every fine one."""
+    def _passes(self, layout: Layout) -> Passes:
         batch, found = layout.batch, []
         _, cache = self.vision(batch.frames)
         queries, marker = self.static_queries(batch), self.connector.coarse_token
-        for _ in range(1 + len(self.fine_weights)):
+        seen = {}
+        for name in ("coarse", *["fine"] * len(self.fine_weights)):
             tokens = self.connector(self.vision, cache, queries)
+            seen[name] = (queries, tokens)
             embeds = fill(self._embeds(layout, marker), batch.frame_index, tokens)
             found.append(self.language(embeds, batch))
             queries = self.next_queries(batch, at_frames(found[-1], batch))
             marker = self.connector.fine_token
-        return found
+        return Passes(found, cache, seen)
 
     def _autoregressive(self, layout: Layout) -> Tensor:
         return self.autoregressive_hidden(

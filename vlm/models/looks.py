@@ -1,4 +1,4 @@
-"""How a foveated model looks: what tells whether its queries choose anything.
+"""How a foveated model looks, and where: what tells whether its queries choose anything.
 
 Measured beside a forward pass, from what it has computed already: a query costs a tower one token
 of the hundreds that a frame has. Nothing here waits for the device. Not here: what counts as
@@ -8,6 +8,7 @@ Legend: F frames, P tokens of a frame, N tokens, Q query width, H language width
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -27,11 +28,15 @@ class Looks(NamedTuple):
 
 
 def measure(
-    static: Looks, fine: Looks, text: Tensor, is_text: Tensor, follows: Tensor, owned: Tensor
+    passes: Mapping[str, Looks], text: Tensor, is_text: Tensor, follows: Tensor, owned: Tensor
 ) -> dict[str, Tensor]:
     """What the coarse and the last fine pass did, by name.
 
+    What compares the two, or queries of frames, is left out where there was no fine pass; tokens
+    are those of the last pass there was.
+
     Args:
+        passes: "coarse", and "fine", the last of the fine ones.
         text: (N, H) embeddings.
         is_text: (N,) True where no frame stands.
         follows: (F,) True at frames with another one of the same sample before them.
@@ -40,22 +45,35 @@ def measure(
     Returns:
         (2,) float64 each: a sum and of how many, so that micro-batches and ranks add up.
     """
-    static, fine = (Looks(*(part.float() for part in looks)) for looks in (static, fine))
+    looks = {name: Looks(*(part.float() for part in one)) for name, one in passes.items()}
+    static, fine = looks["coarse"], looks.get("fine")
+    last = fine or static
     some, visual = owned.any(), owned[:, None]
-    spread = std(static.tokens, visual)
-    change = (fine.tokens - static.tokens).abs().mean(-1) / spread.clamp_min(1e-12)
     found = {
-        "attention_entropy": (entropy(fine.attention), owned),
         "attention_entropy_static": (entropy(static.attention), owned),
-        "attention_entropy_max": (fine.tokens.new_tensor(math.log(fine.attention.shape[-1])), some),
-        "query_similarity": (to_the_one_before(fine.queries), follows),
-        "look_similarity": (to_the_one_before(fine.tokens), follows),
-        "look_change": (change, owned),
+        "attention_entropy_max": (last.tokens.new_tensor(math.log(last.attention.shape[-1])), some),
+        "look_similarity": (to_the_one_before(last.tokens), follows),
         "q_static_std": (static.queries[0].std(correction=0), some),
-        "visual_std": (std(fine.tokens, visual), some),
+        "visual_std": (std(last.tokens, visual), some),
         "embedding_std": (std(text.float(), is_text[:, None]), some),
     }
+    if fine is not None:
+        spread = std(static.tokens, visual)
+        change = (fine.tokens - static.tokens).abs().mean(-1) / spread.clamp_min(1e-12)
+        found |= {
+            "attention_entropy": (entropy(fine.attention), owned),
+            "query_similarity": (to_the_one_before(fine.queries), follows),
+            "look_change": (change, owned),
+        }
     return {name: _sum(values, where) for name, (values, where) in found.items()}
+
+
+def over_patches(attention: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(F, layers, heads, P) -> (F, rows, columns), the mean over layers and heads.
+
+    CLS and registers, which come before the patches, are left out, so a map sums to less than 1.
+    """
+    return attention.float().mean((1, 2))[:, -math.prod(grid) :].unflatten(1, grid)
 
 
 def entropy(attention: Tensor) -> Tensor:

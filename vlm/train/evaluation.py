@@ -13,7 +13,7 @@ from vlm.ckpt.state import TrainState
 from vlm.config_train import TrainConfig
 from vlm.data.load.loader import LoadedStep
 from vlm.data.plan.plan import Position
-from vlm.train import predictions
+from vlm.train import held_out_looks, predictions
 from vlm.train.preempt import Preemption
 from vlm.train.run import Run
 from vlm.train.validate import validate
@@ -40,6 +40,7 @@ def evaluate(run: Run, state: TrainState, watch: Watch) -> float | None:
     watch.alerts.tell(watch.health.after_eval(state.step, found["eval_loss"]))
     if config.eval_predictions and run.machine.rank == 0:
         predictions.write(run, state.step)
+    held_out_looks.draw(run, state.step)
     value = found[config.best_metric]
     _note(state, config, value)
     return value

@@ -311,24 +311,32 @@ def expected_first_loss(
 
 
 def _bad_looks(config: HealthConfig, looks: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-    """(check, message) of all that keeps a model from choosing where to look."""
-    share = looks["attention_entropy"] / looks["attention_entropy_max"]
-    if share > config.uniform_attention_frac:
-        yield (
-            "uniform_attention",
-            f"the entropy of attention to frames is {share:.1%} of that of no choice at all, more "
-            f"than {config.uniform_attention_frac:.1%}",
-        )
+    """(check, message) of all that keeps a model from choosing where to look.
+
+    What compares fine with coarse looks is not there where there is no fine pass, nor what compares
+    frames in a row where every clip has one.
+    """
+    for name, whose in (
+        ("attention_entropy", "the frames' own queries"),
+        ("attention_entropy_static", "q_static"),
+    ):
+        share = looks.get(name, 0.0) / looks["attention_entropy_max"]
+        if share > config.uniform_attention_frac:
+            yield (
+                "uniform_attention",
+                f"the entropy of attention to frames by {whose} is {share:.1%} of that of no "
+                f"choice at all, more than {config.uniform_attention_frac:.1%}",
+            )
     if (cosine := looks.get("query_similarity", 0.0)) > config.same_queries:
         yield (
             "same_queries",
             f"queries of frames in a row have a cosine of {cosine:.4f}, above "
             f"{config.same_queries:g}: the language model asks every frame the same",
         )
-    if looks["look_change"] < config.same_looks:
+    if (change := looks.get("look_change", math.inf)) < config.same_looks:
         yield (
             "same_looks",
-            f"fine tokens are {looks['look_change']:.3g} standard deviations from coarse ones, "
+            f"fine tokens are {change:.3g} standard deviations from coarse ones, "
             f"less than {config.same_looks:g}: what is asked does not change what is seen",
         )
     for check, name, what, factor in (

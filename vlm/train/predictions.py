@@ -9,17 +9,15 @@ import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from vlm.batch import Batch
 from vlm.config import Order
 from vlm.data.format.schema import Turn
 from vlm.data.load.collate import Collator, frame_size
-from vlm.data.load.reader import LoadedSample, Reader
+from vlm.data.load.reader import LoadedSample
 from vlm.data.plan.catalog import Catalog
 from vlm.data.text import chat
-from vlm.errors import SampleError
 from vlm.models.generate import generate
+from vlm.train import held_out
 from vlm.train.run import Run
 
 log = logging.getLogger(__name__)
@@ -68,20 +66,13 @@ def ask(catalog: Catalog, count: int, max_text_tokens: int | None) -> list[Asked
     usable = catalog.num_answer_tokens > 0
     if max_text_tokens is not None:
         usable &= catalog.num_tokens <= max_text_tokens
-    rows = np.flatnonzero(usable)
-    rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows)), dtype=np.int64)]
-    reader, found = Reader(catalog), []
-    for row, key in zip(rows.tolist(), catalog.keys(rows.tolist()), strict=True):
-        try:
-            loaded = reader.read(row)
-        except SampleError:
-            continue  # the evaluation itself has named it, and replaced it
-        if loaded.sample.form not in ("turns", "caption"):
+    found = []
+    for key, loaded in held_out.read(catalog, held_out.choose(usable, count)):
+        if loaded is None or loaded.sample.form not in ("turns", "caption"):
             continue
         *turns, last = loaded.sample.conversation()
         if last.role == "assistant" and turns and turns[-1].role == "user":
             found.append(Asked(key, tuple(turns), last.content, loaded))
-    reader.close()
     return found
 
 

@@ -25,6 +25,7 @@ from vlm.ckpt.files import TEMPORARY
 from vlm.ckpt.keep import finished_in
 from vlm.config import Recipe
 from vlm.data.plan.plan import Position
+from vlm.engine.modes import only_mode
 from vlm.engine.setup import Machine
 from vlm.engine.transfer import on_device
 from vlm.errors import CheckpointError
@@ -71,7 +72,8 @@ def with_references(
 @torch.no_grad()
 def _measure(engine: Any, recipe: Recipe, machine: Machine, source: DataSource) -> np.ndarray:
     """(rows, 2); every rank runs as many micro-batches."""
-    options = dict(zip(["mode"], recipe.train.modes, strict=False))  # a recipe has one, or none
+    mode = only_mode(recipe)
+    options = {} if mode is None else {"mode": mode}
     own: list[tuple[np.ndarray, np.ndarray]] = []
     engine.eval()
     rank, world_size = machine.rank, machine.world_size

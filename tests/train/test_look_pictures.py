@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
-from vlm.evaluate import look_pictures
-from vlm.evaluate.look_pictures import GAP, LABEL_HEIGHT, LABEL_WIDTH, SIDE, write_pictures
+from vlm.train import look_pictures
+from vlm.train.look_pictures import GAP, LABEL_HEIGHT, LABEL_WIDTH, SIDE, Seen, write_pictures
 
 GREY = np.full((32, 64, 3), 128, np.uint8)
 WIDTH, HEIGHT = SIDE, SIDE // 2
@@ -29,17 +29,25 @@ def cell(panel: np.ndarray, row: int, column: int) -> np.ndarray:
     return panel[32 * row + 16, 32 * column + 16]
 
 
-def write(folder: Path, num_frames: int, number: int = 3) -> tuple[Image.Image, Image.Image]:
-    coarse = [one_cell(0, 0)] * num_frames
+def clip(num_frames: int) -> Seen:
     fine = [one_cell(1, t % 4) for t in range(num_frames)]
-    write_pictures(folder, number, [GREY] * num_frames, coarse, fine)
-    paths = [folder / f"clip_{number:02d}.{kind}" for kind in ("png", "gif")]
-    assert sorted(folder.iterdir()) == sorted(paths)
-    return Image.open(paths[0]), Image.open(paths[1])
+    return Seen(
+        np.stack([GREY] * num_frames), np.stack([one_cell(0, 0)] * num_frames), np.stack(fine)
+    )
+
+
+def write(folder: Path, *clips: Seen) -> tuple[Image.Image, Image.Image]:
+    """Those of the last clip."""
+    write_pictures(folder, clips)
+    kinds = ("gif", "png")
+    names = [f"clip_{number:02d}.{kind}" for number in range(len(clips)) for kind in kinds]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    gif, png = (Image.open(folder / name) for name in names[-2:])
+    return png, gif
 
 
 def test_a_strip_has_a_column_for_each_frame_and_a_row_for_each_pass(tmp_path: Path) -> None:
-    strip, _ = write(tmp_path / "attention", 3)
+    strip, _ = write(tmp_path / "attention", clip(1), clip(3))
     for column in range(3):
         assert (panel(strip, 0, column) == 128).all(), "the frame itself"
         coarse, fine, change = (panel(strip, row, column) for row in (1, 2, 3))
@@ -53,7 +61,7 @@ def test_a_strip_has_a_column_for_each_frame_and_a_row_for_each_pass(tmp_path: P
 
 
 def test_an_animation_shows_every_frame(tmp_path: Path) -> None:
-    strip, animation = write(tmp_path, 5)
+    strip, animation = write(tmp_path, clip(5))
     assert animation.n_frames == 5 and animation.info["duration"] == look_pictures.FRAME_MS  # type: ignore[attr-defined]
     assert animation.size == (4 * (WIDTH + GAP) - GAP, LABEL_HEIGHT + HEIGHT)
     for index in (0, 4):
@@ -65,12 +73,23 @@ def test_an_animation_shows_every_frame(tmp_path: Path) -> None:
             assert np.abs(shown[:, left : left + WIDTH] - panel(strip, row, index)).mean() < 6
 
 
-def test_of_long_clips_a_strip_shows_some_from_first_to_last(tmp_path: Path) -> None:
-    strip, animation = write(tmp_path, 64)
-    assert strip.width == LABEL_WIDTH + look_pictures.MAX_COLUMNS * (WIDTH + GAP)
-    assert animation.n_frames > 1  # type: ignore[attr-defined]
-    last = panel(strip, 2, look_pictures.MAX_COLUMNS - 1)
+def test_of_long_clips_some_are_shown_from_first_to_last(tmp_path: Path) -> None:
+    strip, animation = write(tmp_path, clip(64))
+    assert strip.width == LABEL_WIDTH + look_pictures.MAX_FRAMES * (WIDTH + GAP)
+    # of frames that look alike a GIF keeps one, for longer
+    durations = [frame.info["duration"] for frame in ImageSequence.Iterator(animation)]
+    assert sum(durations) == look_pictures.MAX_FRAMES * look_pictures.FRAME_MS
+    last = panel(strip, 2, look_pictures.MAX_FRAMES - 1)
     assert cell(last, 1, 3).sum() > 2 * cell(last, 1, 0).sum(), "frame 63 looks at the last column"
+
+
+def test_a_coarse_pass_alone_has_two_panels_and_old_clips_go(tmp_path: Path) -> None:
+    write(tmp_path, clip(2), clip(2), clip(2))
+    strip, animation = write(tmp_path, clip(2)._replace(fine=None))
+    assert strip.size == (LABEL_WIDTH + 2 * (WIDTH + GAP), LABEL_HEIGHT + 2 * (HEIGHT + GAP))
+    assert animation.width == 2 * (WIDTH + GAP) - GAP
+    coarse = panel(strip, 1, 1)
+    assert cell(coarse, 0, 0).sum() > 2 * cell(coarse, 1, 1).sum()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1.0, 0.0])
