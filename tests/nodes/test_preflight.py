@@ -54,9 +54,10 @@ def test_what_is_missing_on_a_host(
     assert expected in found.problems[0]
 
 
-def test_an_answer_with_a_banner_before_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", ["Welcome!\n", "", "[1]\n", "{} \n"])
+def test_an_answer_that_is_none(said: str) -> None:
     def run(host: Host, text: str) -> ssh.Answer:
-        return ssh.Answer(0, "Welcome!\n", "")
+        return ssh.Answer(0, said, "")
 
     (found,) = preflight.look(
         [Host("127.0.0.1", 1)],
@@ -67,7 +68,11 @@ def test_an_answer_with_a_banner_before_it(tmp_path: Path) -> None:
         files={},
         port=1,
     )
-    assert "its answer cannot be read" in found.problems[0]
+    assert found.problems == [preflight.UNREADABLE]
+    found.facts["address"] = "127.0.0.1"
+    given = {"python": "python", "folder": ROOT, "port": 1, "cpu": True}
+    assert preflight.exercise([found], run, **given) is None
+    assert found.problems == [preflight.UNREADABLE] * 2
 
 
 def test_an_exercise_that_fails_is_the_hosts_problem(nodes: Nodes, tmp_path: Path) -> None:

@@ -80,6 +80,25 @@ def test_a_host_that_cannot_be_reached(nodes: Nodes, change: dict[str, object], 
     assert said in answer.stderr
 
 
+def test_on_this_machine_all_that_was_started_ends_in_time() -> None:
+    begun = time.monotonic()
+    answer = ssh.run(Host(ssh.LOCALHOST, 1), "sleep 60 & sleep 60\n", timeout_s=1)
+    assert answer == ssh.Answer(None, "", "no answer within 1 s")
+    assert time.monotonic() - begun < 20
+
+
+def test_of_a_host_that_never_stops_talking_the_beginning_is_kept() -> None:
+    for stream in ("stdout", "stderr"):
+        text = f"head -c {3 * ssh.MAX_ANSWER} /dev/zero | tr '\\0' x >/dev/{stream}; exit 3\n"
+        answer = ssh.run(Host(ssh.LOCALHOST, 1), text, timeout_s=60)
+        assert answer.code == 3 and len(answer.stdout + answer.stderr) == ssh.MAX_ANSWER
+
+
+def test_a_host_that_does_not_listen() -> None:
+    long = "exec true\n" + "#" * 2**22
+    assert ssh.run(Host(ssh.LOCALHOST, 1), long, timeout_s=60) == ssh.Answer(0, "", "")
+
+
 def test_a_program_reads_what_follows_the_script(nodes: Nodes) -> None:
     """So an agent learns from the end of its input that the launcher is gone."""
     argv = ssh.command(nodes.hosts[1], nodes.known_hosts)

@@ -81,6 +81,12 @@ def test_what_is_only_said(changes: dict[str, Any], expected: str) -> None:
     assert f"({found.warnings[0]})" in verdict.line(found)
 
 
+def test_what_a_host_says_cannot_draw_on_the_terminal() -> None:
+    wild = "\x1b[2J\nok    h0"
+    (found,) = judged(facts(gpus=[], gpu_fault=wild))
+    assert verdict.line(found) == "FAIL  h0  0 GPUs for 2 slots (nvidia-smi: \\x1b[2J ok h0)"
+
+
 def test_of_two_that_differ_the_second_is_named() -> None:
     first, second = judged(facts(), facts(code="9"))
     assert first.ok and "found 9, the others have 0123" in second.problems[0]

@@ -22,7 +22,7 @@ from vlm.nodes.preflight import communication_env
 
 #: lines of what a host says on stderr
 NUM_SAID = 20
-#: characters of a line that an agent sends
+#: bytes of a line that a host sends
 MAX_LINE = 2**22
 
 
@@ -136,7 +136,7 @@ class Connection:
             self._stdin.flush()
 
     def _drain(self, errors: IO[bytes]) -> None:
-        for line in errors:
+        while line := errors.readline(MAX_LINE):
             self._said.append(line.decode("utf-8", "replace").rstrip())
 
     def _read(self, output: IO[bytes], errors: threading.Thread) -> None:

@@ -3,6 +3,7 @@
 Not here: the verdicts (``vlm.nodes.verdict``), how fast they are (``vlm.nodes.exercise``).
 """
 
+import functools
 import json
 import secrets
 import socket
@@ -23,6 +24,9 @@ MAX_REASON = 300
 
 #: host, script -> answer
 Run = Callable[[Host, str], ssh.Answer]
+#: host, request -> the probe's answer, and why there is none
+Ask = Callable[[Host, Mapping[str, Any]], tuple[dict[str, Any], str]]
+UNREADABLE = "its answer cannot be read; does its login script print something?"
 
 
 def look(
@@ -50,7 +54,7 @@ def look(
         "files": list(files.items()),
         "manifests": list(wanted.manifests),
     }
-    ask = _Asking(run, python)
+    ask = functools.partial(_ask, run, python)
     first = hosts[0]
     verdicts = ssh.on_all(
         hosts,
@@ -62,32 +66,37 @@ def look(
     return verdicts
 
 
-class _Asking:
-    """Sends the probe to a host and reads its answer."""
-
-    def __init__(self, run: Run, python: str) -> None:
-        self._run, self._python = run, python
-        self._source = Path(probe.__file__).read_text(encoding="utf-8")
-
-    def __call__(self, host: Host, request: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-        """The answer, or why there is none."""
-        text = ssh.script([self._python, "-"])
-        text += f"{self._source}\n\nmain({dict(request)!r})\n"
-        answer = self._run(host, text)
-        if answer.code == 0:
-            try:
-                return json.loads(answer.stdout.splitlines()[-1]), ""
-            except (ValueError, IndexError):
-                return {}, "its answer cannot be read; does its login script print something?"
-        said = one_line(Exception(answer.stderr.strip().rpartition("\n")[2]))[:MAX_REASON]
-        if answer.code == ssh.SSH_FAILED:
-            return {}, f"ssh: {said or 'the connection was lost'}"
-        if answer.code is None:
-            return {}, said
-        return {}, f"{self._python} ended with {answer.code}: {said}"
+def _ask(
+    run: Run, python: str, host: Host, request: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """The probe's answer on a host, or why there is none."""
+    text = ssh.script([python, "-"])
+    text += f"{Path(probe.__file__).read_text(encoding='utf-8')}\n\nmain({dict(request)!r})\n"
+    answer = run(host, text)
+    if answer.code == 0:
+        found = _last_object(answer.stdout)
+        return ({}, UNREADABLE) if found is None else (found, "")
+    if answer.code == ssh.SSH_FAILED:
+        return {}, f"ssh: {_last_words(answer) or 'the connection was lost'}"
+    if answer.code is None:
+        return {}, _last_words(answer)
+    return {}, f"{python} ended with {answer.code}: {_last_words(answer)}"
 
 
-def _look_at(host: Host, ask: _Asking, request: Mapping[str, Any]) -> Verdict:
+def _last_object(text: str) -> dict[str, Any] | None:
+    """The JSON object of the last line; what login scripts print comes before it."""
+    try:
+        found = json.loads(text.splitlines()[-1])
+    except (ValueError, IndexError):
+        return None
+    return found if found and isinstance(found, dict) else None
+
+
+def _last_words(answer: ssh.Answer) -> str:
+    return one_line(answer.stderr.strip().rpartition("\n")[2])[:MAX_REASON]
+
+
+def _look_at(host: Host, ask: Ask, request: Mapping[str, Any]) -> Verdict:
     before = time.time()
     facts, fault = ask(host, request)
     after = time.time()
@@ -109,7 +118,7 @@ def _look_at(host: Host, ask: _Asking, request: Mapping[str, Any]) -> Verdict:
     return found
 
 
-def _meet(verdicts: Sequence[Verdict], ask: _Asking, port: int, folder: Path) -> None:
+def _meet(verdicts: Sequence[Verdict], ask: Ask, port: int, folder: Path) -> None:
     """Every host connects to the first, and looks for a file that the first has made."""
     request = {
         "what": "meet",
@@ -167,11 +176,13 @@ def exercise(
     answers = ssh.on_all(range(len(verdicts)), start)
     for found, answer in zip(verdicts, answers, strict=True):
         if answer.code != 0:
-            said = one_line(Exception(answer.stderr.strip().rpartition("\n")[2]))[:MAX_REASON]
-            found.problems.append(f"all-reduce over all ranks failed: {said}")
+            found.problems.append(f"all-reduce over all ranks failed: {_last_words(answer)}")
     if any(answer.code != 0 for answer in answers):
         return None
-    measured = json.loads(answers[0].stdout.splitlines()[-1])
+    measured = _last_object(answers[0].stdout)
+    if measured is None:
+        verdicts[0].problems.append(UNREADABLE)
+        return None
     for found, gbit, tflops in zip(verdicts, measured["gbit"], measured["tflops"], strict=True):
         found.gbit, found.tflops = gbit, tflops
     verdict.judge_speed(verdicts)

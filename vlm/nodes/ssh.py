@@ -5,12 +5,16 @@ shell reads it but the one that is to run it, and nobody finds a secret in `ps`.
 scripts do (``vlm.nodes.preflight``, ``vlm.nodes.supervise``).
 """
 
+import contextlib
+import os
 import shlex
+import signal
 import subprocess
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
 from vlm.nodes.hostfile import Host
 
@@ -23,8 +27,9 @@ LOCALHOST = "localhost"
 ALIVE_S, ALIVE_COUNT = 15, 4
 #: what ssh itself returns when it could not connect, or lost the connection
 SSH_FAILED = 255
-#: characters of an answer that are kept
+#: bytes of an answer that are kept
 MAX_ANSWER = 4 * 2**20
+CHUNK = 2**16
 #: RunPod writes a container's variables there and sources them for people who log in only
 PROVIDER_ENV = "/etc/rp_environment"
 #: of launch/setup_node.sh
@@ -86,18 +91,43 @@ def script(
 
 def run(host: Host, text: str, *, timeout_s: float, known_hosts: Path | None = None) -> Answer:
     """Runs shell text on a host and waits for it; never raises for what happens there."""
+    process = subprocess.Popen(
+        command(host, known_hosts),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for the launcher, not for its connections
+    )
+    assert process.stdin and process.stdout and process.stderr
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # on this machine, what it has started as well
+
+    timer = threading.Timer(timeout_s, end)
+    timer.start()
     try:
-        done = subprocess.run(
-            command(host, known_hosts),
-            input=text.encode(),
-            capture_output=True,
-            timeout=timeout_s,
-            start_new_session=True,  # Ctrl-C is for the launcher, not for its connections
-        )
-    except subprocess.TimeoutExpired:
+        with process, ThreadPoolExecutor(2) as threads:
+            kept = [threads.submit(_keep, stream) for stream in (process.stdout, process.stderr)]
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(text.encode())
+                process.stdin.close()
+        code = process.returncode
+    finally:
+        timer.cancel()
+    if late.is_set():
         return Answer(None, "", f"no answer within {timeout_s:g} s")
-    out, err = (b[:MAX_ANSWER].decode("utf-8", "replace") for b in (done.stdout, done.stderr))
-    return Answer(done.returncode, out, err)
+    return Answer(code, *(found.result() for found in kept))
+
+
+def _keep(stream: IO[bytes]) -> str:
+    """The beginning of what is said; the rest is read as well, or who says it would wait."""
+    kept = stream.read(MAX_ANSWER)
+    while stream.read(CHUNK):
+        continue
+    return kept.decode("utf-8", "replace")
 
 
 def on_all(items: Sequence[S], action: Callable[[S], T]) -> list[T]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlm.errors import one_line
 from vlm.nodes.hostfile import Host
 
 #: logs of hosts are merged by time
@@ -251,4 +252,5 @@ def line(verdict: Verdict) -> str:
     if verdict.tflops:
         parts.append(f"{min(verdict.tflops):.3g}-{max(verdict.tflops):.3g} TFLOP/s a slot")
     parts = verdict.problems + [f"({warning})" for warning in verdict.warnings] + parts
-    return f"{'ok  ' if verdict.ok else 'FAIL'}  {verdict.host.name}  {'; '.join(parts)}"
+    said = one_line("; ".join(parts))  # much of it is what a host says of itself
+    return f"{'ok  ' if verdict.ok else 'FAIL'}  {verdict.host.name}  {said}"
