@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 #: bytes and sha256 of a file
@@ -44,12 +43,7 @@ class DurableFile:
     def __enter__(self) -> "DurableFile":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with self._file:
             if error is None:
                 self._file.flush()

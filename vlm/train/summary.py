@@ -12,7 +12,6 @@ import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -60,12 +59,7 @@ class RunSummary:
         self._write()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
             self.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             self._values["error"] = f"{type(error).__name__}: {one_line(error)}"

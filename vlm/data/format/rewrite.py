@@ -6,7 +6,6 @@ A shard appears under its name only when it is whole and on disk. Not here: whic
 import os
 import tarfile
 from pathlib import Path
-from types import TracebackType
 
 from vlm.data.format import shards, tar
 from vlm.data.format.layout import split_names
@@ -61,16 +60,11 @@ class ShardCopy:
     def __enter__(self) -> "ShardCopy":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with self._file:
-            if kind is None:
+            if error is None:
                 self._file.write(END_MARKER)
-        if kind is None:
+        if error is None:
             shards.publish(self._temporary, self._path)
         else:
             self._temporary.unlink()

@@ -17,7 +17,6 @@ import io
 import re
 from collections import OrderedDict
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import BinaryIO, NamedTuple
 
 from vlm.data.make.archives import Archive, MissingMediaError, open_archive
@@ -122,10 +121,5 @@ class MediaReader:
     def __enter__(self) -> "MediaReader":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
