@@ -9,12 +9,11 @@ import argparse
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
 
 import psutil
 
 from vlm import config
-from vlm.arguments import positive
+from vlm.arguments import add_recipe, positive
 from vlm.data.plan.plan import Position
 from vlm.errors import command
 from vlm.train import data
@@ -24,9 +23,8 @@ NUM_LINES = 10
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--recipe", type=Path, required=True)
+    add_recipe(parser)
     parser.add_argument("--steps", type=positive, default=20_000)
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="change recipe keys")
     args = parser.parse_intermixed_args(argv)
     recipe = config.load(args.recipe, args.overrides)
     source = data.open_source(recipe, data.load_tokenizer(recipe), training=True)

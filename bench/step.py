@@ -41,6 +41,7 @@ import torch
 from bench.clock import Clock
 from bench.hf import samples_of, train_hf
 from vlm import config, gpus
+from vlm.arguments import add_recipe, positive
 from vlm.batch import IGNORE_INDEX, Batch, build_batch
 from vlm.config import Recipe
 from vlm.config_model import ModelConfig
@@ -310,13 +311,12 @@ def table(figures: dict[str, Any]) -> str:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--recipe", type=Path, required=True)
+    add_recipe(parser)
     parser.add_argument("--ds_config", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20, help="global steps of a round")
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--steps", type=positive, default=20, help="global steps of a round")
     parser.add_argument("--geometry", choices=LANGUAGE)
     parser.add_argument("--out", type=Path, help="JSON with all figures and what they are of")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value")
     return parser.parse_intermixed_args(argv)
 
 

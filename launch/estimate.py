@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vlm import config, gpus
-from vlm.arguments import positive, progress
+from vlm.arguments import add_recipe, positive, progress
 from vlm.engine import ds_config
 from vlm.engine.cpu import prepare_cpu
 from vlm.errors import ConfigError, command
@@ -96,7 +96,7 @@ def _gib(fit: Fit) -> list[str]:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--recipe", type=Path, required=True, help="a file of recipes/")
+    add_recipe(parser)
     parser.add_argument("--ds_config", type=Path, required=True, help="a file of ds_configs/")
     parser.add_argument("--gpu", required=True, help=f"one of {', '.join(gpus.GPUS)}")
     parser.add_argument("--nodes", type=positive, default=1)
@@ -104,7 +104,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak that is reached")
     parser.add_argument("--price", type=float, help="of one GPU hour; else log.gpu_price_per_hour")
     parser.add_argument("--json", action="store_true", help="one JSON object, bytes and seconds")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="change recipe keys")
     return parser.parse_intermixed_args(argv)
 
 

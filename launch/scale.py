@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vlm import config, gpus
-from vlm.arguments import positive
+from vlm.arguments import add_recipe, positive
 from vlm.engine import ds_config
 from vlm.engine.cpu import prepare_cpu
 from vlm.errors import command
@@ -107,7 +107,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--recipe", type=Path, required=True, help="a file of recipes/")
+    add_recipe(parser)
     add("--ds_config", type=Path, required=True, help="a file of ds_configs/")
     add("--gpu", required=True, help=f"one of {', '.join(gpus.GPUS)}")
     add("--nodes", type=_counts, default=[1, 2, 8, 64], help="(default: 1,2,8,64)")
@@ -122,7 +122,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--price", type=float, help="of one GPU hour")
     add("--vocab_size", type=positive, help="default: the recipe's tokenizer is asked")
     add("--json", action="store_true", help="bytes and seconds")
-    add("overrides", nargs="*", metavar="a.b=value", help="change recipe keys")
     return parser.parse_intermixed_args(argv)
 
 

@@ -14,11 +14,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from vlm import config, errors
-from vlm.arguments import positive, progress
+from vlm.arguments import add_recipe, positive, progress
 from vlm.arguments import seed as count
 from vlm.data.plan import plan_index, planning
 
@@ -58,12 +57,11 @@ def _plain(name: str) -> str:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Name the samples of a step.")
-    parser.add_argument("--recipe", type=Path, required=True, metavar="R.yaml")
+    add_recipe(parser)
     parser.add_argument("--step", type=count, required=True, metavar="S")
     parser.add_argument("--rank", type=count, default=0, metavar="R")
     parser.add_argument("--world-size", type=positive, default=1, metavar="W")
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value")
     return parser.parse_intermixed_args(argv)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm import config, errors
-from vlm.arguments import positive
+from vlm.arguments import add_recipe, positive
 from vlm.data.plan import planning
 
 UNITS = ("samples", "frames", "tokens")
@@ -59,14 +59,13 @@ def _to_text(shown: dict[str, Any]) -> str:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Show the steps of a plan.")
-    parser.add_argument("--recipe", type=Path, required=True, metavar="R.yaml")
+    add_recipe(parser)
     parser.add_argument(
         "--manifest", type=Path, metavar="M.parquet", help="instead of the recipe's data.train"
     )
     parser.add_argument("--world-size", type=positive, default=1, metavar="W")
     parser.add_argument("--steps", type=positive, default=3, metavar="N")
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value")
     return parser.parse_intermixed_args(argv)
 
 

@@ -27,6 +27,12 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """--recipe R.yaml a.b=value ..., for ``config.load``; parse it with parse_intermixed_args."""
+    parser.add_argument("--recipe", type=Path, required=True, help="a file of recipes/")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="change recipe keys")
+
+
 def add_shards(parser: argparse.ArgumentParser) -> None:
     """PATH ..., for ``shards.find_shards``."""
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="a tar or a folder")

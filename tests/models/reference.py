@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.models.tiny import IMAGE
@@ -78,6 +80,19 @@ def plain_queries(
 def _frames_at(ids: Tensor, frames: Tensor) -> Tensor:
     # what a model says later may well be a placeholder, too
     return (ids == IMAGE).nonzero().flatten()[: len(frames)]
+
+
+def check_losses(model: Any, batch: Batch, hidden: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
+    """A family that reads once: its loss against that of each sample by itself."""
+    expected = 0.0
+    for index in range(batch.num_samples):
+        frames, ids, labels = sample(batch, index)
+        logits = model.language.logits(hidden(model, frames, ids))
+        loss = F.cross_entropy(logits[:-1], labels[1:], reduction="sum", ignore_index=-100)
+        expected += float(loss.detach())
+    out = model(batch)
+    assert float(out.loss_sum.detach()) == pytest.approx(expected, rel=1e-6) and out.parts == {}
+    assert float(model.losses_by_mode(batch)["one_pass"]) == pytest.approx(expected, rel=1e-6)
 
 
 def check_greedy(

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tests.models.reference import check_greedy, sample
+from tests.models.reference import check_greedy, check_losses
 from tests.models.tiny import IMAGE, make_baseline, make_batch
 from vlm.models import registry
 
@@ -43,16 +42,7 @@ def plain_hidden(model, frames: Tensor, ids: Tensor) -> Tensor:
 @each
 @pytest.mark.parametrize("before", [0, 2])
 def test_loss_is_that_of_each_sample_alone(name: str, before: int) -> None:
-    model, batch = make(name, before=before)
-    expected = 0.0
-    for index in range(batch.num_samples):
-        frames, ids, labels = sample(batch, index)
-        logits = model.language.logits(plain_hidden(model, frames, ids))
-        loss = F.cross_entropy(logits[:-1], labels[1:], reduction="sum", ignore_index=-100)
-        expected += float(loss.detach())
-    out = model(batch)
-    assert float(out.loss_sum.detach()) == pytest.approx(expected, rel=1e-6) and out.parts == {}
-    assert float(model.losses_by_mode(batch)["one_pass"]) == pytest.approx(expected, rel=1e-6)
+    check_losses(*make(name, before=before), plain_hidden)
 
 
 @each

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel, CLIPConfig, CLIPModel
 
-from tests.models.reference import check_greedy, sample
+from tests.models.reference import check_greedy, check_losses
 from tests.models.tiny import CLIP, IMAGE, LANGUAGE, PERCEIVER, make_batch, make_projected
 from vlm.config_model import ModelConfig
 from vlm.models import registry
@@ -34,16 +33,8 @@ def plain_hidden(model, frames: Tensor, ids: Tensor) -> Tensor:
 @each
 @pytest.mark.parametrize("before", [0, 2], ids=["prepended", "spliced"])
 def test_loss_is_that_of_each_sample_alone(family: str, before: int) -> None:
-    model = make_projected(family)
     batch = make_batch(SAMPLES, before=before, per_frame=PER_FRAME[family])
-    expected = 0.0
-    for index in range(batch.num_samples):
-        frames, ids, labels = sample(batch, index)
-        logits = model.language.logits(plain_hidden(model, frames, ids))
-        loss = F.cross_entropy(logits[:-1], labels[1:], reduction="sum", ignore_index=-100)
-        expected += float(loss.detach())
-    assert float(model(batch).loss_sum.detach()) == pytest.approx(expected, rel=1e-6)
-    assert float(model.losses_by_mode(batch)["one_pass"]) == pytest.approx(expected, rel=1e-6)
+    check_losses(make_projected(family), batch, plain_hidden)
 
 
 @each

@@ -13,6 +13,7 @@ import pytest
 
 from tests.distributed import ranks
 from tests.models import tiny
+from tests.recipes.full_size import write_configs
 from tests.train import helpers, runs
 from vlm import config
 from vlm.config import Recipe
@@ -104,13 +105,7 @@ def test_a_rehearsal_at_full_size(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = config.load(path)
-    overrides = on_tiny_data(recipe)
-    for part, found in (("vision", recipe.model.vision), ("language", recipe.model.language)):
-        assert found.pretrained is not None
-        folder = tmp_path / found.pretrained
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps(PUBLISHED[found.pretrained]))
-        overrides.append(f"model.{part}.pretrained={folder}")
+    overrides = on_tiny_data(recipe) + write_configs(recipe, PUBLISHED, tmp_path)
     recipe = config.load(path, overrides)
     micro_batches = recipe.data.micro_batches
     assert dry_run(recipe, helpers.resolved(2, 2, micro_batches)) == 0

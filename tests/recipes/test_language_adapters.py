@@ -14,6 +14,7 @@ import torch
 
 from tests.distributed import ranks
 from tests.models import test_cross_attention, tiny
+from tests.recipes.full_size import write_configs
 from tests.recipes.test_fvlm import smollm
 from tests.train import helpers, runs
 from vlm import config
@@ -126,14 +127,7 @@ def on_images() -> list[str]:
 
 
 def at_full_size(path: Path, folder: Path) -> Recipe:
-    recipe, overrides = config.load(path), on_images()
-    for part, found in (("vision", recipe.model.vision), ("language", recipe.model.language)):
-        assert found.pretrained is not None
-        here = folder / found.pretrained
-        here.mkdir(parents=True)
-        (here / "config.json").write_text(json.dumps(PUBLISHED[found.pretrained]))
-        overrides.append(f"model.{part}.pretrained={here}")
-    return config.load(path, overrides)
+    return config.load(path, on_images() + write_configs(config.load(path), PUBLISHED, folder))
 
 
 def counts(output: str, component: str) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """A recipe over manifests made here, and the tools that show what it will train on."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,3 +55,9 @@ def write_recipe(folder: Path, train: Any, **data: Any) -> None:
 
 def run(tool: str, folder: Path, *arguments: str) -> Result:
     return run_tool(tool, "--recipe", folder / "r.yaml", *arguments)
+
+
+def run_json(tool: str, folder: Path, *arguments: str) -> dict[str, Any]:
+    found = run(tool, folder, "--json", *arguments)
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout)

@@ -1,14 +1,13 @@
+import functools
 import json
 import re
 import tarfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.tools import planned
-from tests.tools.run_tool import Result
 from vlm.data.plan.plan import step_hash
 
 
@@ -25,14 +24,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, *arguments: str) -> Result:
-    return planned.run("explain_step", folder, *arguments)
-
-
-def explained(folder: Path, *arguments: str) -> dict[str, Any]:
-    found = run(folder, "--json", *arguments)
-    assert found.returncode == 0, found.stderr
-    return json.loads(found.stdout)
+run = functools.partial(planned.run, "explain_step")
+explained = functools.partial(planned.run_json, "explain_step")
 
 
 def test_ranks_together_are_the_step_that_show_plan_shows(folder: Path) -> None:

@@ -1,11 +1,9 @@
-import json
+import functools
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.tools import planned
-from tests.tools.run_tool import Result
 
 
 @pytest.fixture(scope="module")
@@ -17,14 +15,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, *arguments: str) -> Result:
-    return planned.run("show_plan", folder, *arguments)
-
-
-def shown(folder: Path, *arguments: str) -> dict[str, Any]:
-    found = run(folder, "--json", *arguments)
-    assert found.returncode == 0, found.stderr
-    return json.loads(found.stdout)
+run = functools.partial(planned.run, "show_plan")
+shown = functools.partial(planned.run_json, "show_plan")
 
 
 def test_json_is_one_object_with_the_same_hashes_for_every_world_size(folder: Path) -> None:

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlm.arguments import add_recipe
+
 
 def parse(argv: Sequence[str], about: str) -> argparse.Namespace:
     """
@@ -12,8 +14,7 @@ def parse(argv: Sequence[str], about: str) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--ds_config", type=Path, required=True, help="a file of ds_configs/")
-    parser.add_argument("--recipe", type=Path, required=True, help="a file of recipes/")
+    add_recipe(parser)
     parser.add_argument("--dry-run", action="store_true", help="show what would run, then stop")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed passes it
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="change recipe keys")
     return parser.parse_intermixed_args(argv)
