@@ -51,6 +51,8 @@ class Batch:
     max_seqlen: int
     #: tokens of the longest sample up to its last frame; at least 1
     max_prefix: int
+    #: frames of the sample with most; at least 1
+    max_frames: int
     #: (P,) of pairs of answers: which row of the loader's each is; samples 2p and 2p+1 are its
     #: chosen and its rejected branch
     pair_rows: Tensor | None = None
@@ -157,6 +159,7 @@ def build_batch(
         groups=torch.tensor([0] * len(keys) if groups is None else groups),
         max_seqlen=max(lengths),
         max_prefix=int(position_ids[frame_index].max()) + 1 if len(frame_index) else 1,
+        max_frames=max(1, *frame_counts),
         keys=keys,
         kind=kind,
         latents=latents,

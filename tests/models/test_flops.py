@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
-from tests.models import adapted, tiny
+from tests.models import adapted, cases, tiny
 from vlm.batch import Batch
 from vlm.models import registry
 from vlm.models.flop_work import shapes_of
@@ -220,6 +220,17 @@ def test_projections(family: str, per_frame: int, frozen: tuple[str, ...], lean:
         model.language.lm.gradient_checkpointing_enable({"use_reentrant": False})
     for samples in ([(5, 9), (0, 4), (1, 13)], [(0, 7), (0, 12)]):
         check(model, tiny.make_batch(samples, per_frame=per_frame), "one_pass")
+
+
+@pytest.mark.parametrize("frozen", [(), ("vision",), ("connector", "language")], ids="+".join)
+@pytest.mark.parametrize("lean", [False, True])
+def test_blocks_that_look_at_frames_beside_the_text(frozen: tuple[str, ...], lean: bool) -> None:
+    model = freeze(cases.make_looking().float().train(), frozen)
+    if lean:
+        model.vision.gradient_checkpointing = True
+        model.language.lm.gradient_checkpointing_enable({"use_reentrant": False})
+    for samples in ([(5, 9), (0, 4), (1, 13)], [(0, 7), (0, 12)]):
+        check(model, tiny.make_batch(samples, per_frame=0), "one_pass")
 
 
 def test_adapters_on_a_base_that_is_not_exported(tmp_path: Path) -> None:

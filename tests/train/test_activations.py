@@ -7,12 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.models import tiny
+from tests.models import cases, tiny
+from tests.models import test_cross_attention as cross_attention
 from tests.train.allocated import allocated
+from vlm.models import registry
 from vlm.models.foveated import FoveatedModel
 from vlm.train.activations import PassBytes, pass_bytes
 
 BATCH = tiny.make_batch([(9, 12), (0, 5), (4, 30)])
+LOOKING = cross_attention.GPT2 | cases.NO_DROPOUT
 #: bytes: single numbers, of which a CPU makes some more
 NUMBERS = 64
 
@@ -82,6 +85,22 @@ def test_what_is_kept_and_the_peak_are_those_of_the_allocator(
         real = allocated(prepare(*setup), BATCH, mode)
         assert found.kept == pytest.approx(real.kept, abs=NUMBERS)
         assert found.peak == pytest.approx(real.peak, abs=NUMBERS)
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_a_decoder_that_looks_beside_the_text(lean: bool) -> None:
+    def make() -> Any:
+        model = registry.build(cross_attention.recipe(language={"config": LOOKING}), tiny.VOCAB, 0)
+        if lean:
+            model.vision.gradient_checkpointing = True
+            model.language.lm.gradient_checkpointing_enable({"use_reentrant": False})
+        return model.train()
+
+    batch = tiny.make_batch([(3, 12), (0, 5), (2, 30)], per_frame=0)
+    with torch.device("meta"):
+        found = pass_bytes(make(), batch, torch.float32)
+    real = allocated(make(), batch, "one_pass")
+    assert (found.kept, found.peak) == pytest.approx(real, rel=0.02)
 
 
 def test_checkpointing_and_pieces_keep_less() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.models import tiny
+from tests.models import cases, tiny
+from tests.models import test_cross_attention as cross_attention
 from tests.train import helpers
 from tests.train.allocated import allocated
 from vlm.config_model import COMPONENTS
@@ -30,11 +31,18 @@ from vlm.train.estimate import (
 GIB = 2**30
 
 
+GPT2 = {k: v for k, v in cross_attention.GPT2.items() if k != "vocab_size"} | cases.NO_DROPOUT
 #: what a recipe changes, by family
 FAMILIES = {
     "foveated": (),
     "multi_token": ("model.family=multi_token", "model.connector={tokens_per_frame: 4}"),
     "blind": ("model.family=blind", "model.freeze=[vision, connector]", "model.connector={}"),
+    "cross_attention": (
+        "model.family=cross_attention",
+        f"model.vision={json.dumps({'config': cross_attention.VIT})}",
+        f"model.language={json.dumps({'config': GPT2})}",
+        "model.connector={}",
+    ),
 }
 #: with dropout a CPU has no attention that keeps what flash attention keeps
 NO_DROPOUT = "model.language.config.attention_dropout=0"
@@ -103,7 +111,7 @@ PROJECTED = {
 }
 
 
-@pytest.mark.parametrize("family", ["multi_token", "blind", *PROJECTED])
+@pytest.mark.parametrize("family", ["multi_token", "blind", "cross_attention", *PROJECTED])
 def test_baselines_are_estimated_too(family: str, tmp_path: Path) -> None:
     found = run(tmp_path, *(FAMILIES | PROJECTED)[family])
     assert 0 < found.model_flops < found.hardware_flops and found.step_s > 0

@@ -72,8 +72,8 @@ def test_the_heaviest_are_found_wherever_in_the_run_they_are(tmp_path: Path) -> 
 
 def test_a_batch_of_any_shape() -> None:
     for shapes in (
-        Shapes((12, 5, 8), (7, 0, 6), 5, 9, (16, 16)),
-        Shapes((5, 6), (0, 0), 0, 9, (8, 8)),
+        Shapes((12, 5, 8), (7, 0, 6), (3, 0, 2), 9, (16, 16)),
+        Shapes((5, 6), (0, 0), (0, 0), 9, (8, 8)),
     ):
         built = shapes_of(workload.batch_of(shapes, 1))
         assert built.lengths == shapes.lengths

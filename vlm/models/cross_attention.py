@@ -48,6 +48,11 @@ class ContextCache(DynamicCache):
 class LookingLanguageModel(LanguageModel):
     """A language model whose blocks look at a context."""
 
+    @property
+    def is_flat(self) -> bool:
+        """Rows whatever the attention, each beside its context."""
+        return False
+
     def read(self, rows: Tensor, context: Context, **options: Any) -> Tensor:
         """(S, L, H) -> (S, L, H)."""
         return self.lm.get_decoder()(
@@ -95,17 +100,15 @@ class CrossAttentionModel(Projected):
     def context(self, batch: Batch) -> Context:
         """What each sample looks at; one without frames at nothing but zeros."""
         tokens = self.connector(self.vision(batch.frames))  # (F, P, H)
-        counts = batch.cu_frames.diff()
-        owner = torch.repeat_interleave(counts)
-        place = torch.arange(len(owner), device=owner.device) - batch.cu_frames[owner]
-        most = max(1, int(counts.max()))
-        rows = tokens.new_zeros(len(counts), most, *tokens.shape[1:])
-        if len(owner):
-            rows = rows.index_put((owner, place), tokens)
-        else:
-            # each rank must give a gradient to the same parameters
-            rows = rows + 0.0 * tokens.sum()
-        seen = torch.arange(most, device=counts.device) < counts.clamp(min=1)[:, None]
+        counts, last = batch.cu_frames.diff(), batch.num_samples - 1
+        frames = torch.arange(len(tokens), device=counts.device)
+        owner = torch.searchsorted(batch.cu_frames[1:], frames, right=True).clamp(max=last)
+        # each rank must give a gradient to the same parameters: a blank frame counts, times zero
+        tokens = tokens * (frames < batch.cu_frames[-1])[:, None, None]
+        rows = tokens.new_zeros(batch.num_samples, batch.max_frames, *tokens.shape[1:])
+        rows = rows.index_put((owner, frames - batch.cu_frames[owner]), tokens)
+        places = torch.arange(batch.max_frames, device=counts.device)
+        seen = places < counts.clamp(min=1)[:, None]
         return Context(rows.flatten(1, 2), seen.repeat_interleave(tokens.shape[1], 1))
 
     def hidden(self, batch: Batch) -> Tensor:

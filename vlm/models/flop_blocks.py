@@ -17,6 +17,9 @@ from transformers.pytorch_utils import Conv1D
 
 from vlm.errors import ConfigError
 
+#: in the name of the attention that looks at something beside the text
+CONTEXT = "crossattention"
+
 
 @dataclass
 class Flops:
@@ -120,6 +123,16 @@ def attend(flops: Flops, pairs: float, width: int, grads: Sequence[bool]) -> boo
     return any(grads)
 
 
+class Context(NamedTuple):
+    """What a layer looks at beside the tokens that it reads."""
+
+    tokens: int
+    #: of a token that is read and one that is looked at
+    pairs: float
+    #: whether what is looked at asks for a gradient
+    grad: bool
+
+
 class Branch(NamedTuple):
     """Maps side by side, and one that takes what comes of them: attention, or an MLP."""
 
@@ -137,9 +150,17 @@ class Layer:
     norms_train: bool
     #: nothing behind the last map keeps a tensor, so recomputing stops before that
     ends_in_map: bool
+    #: attention to a context, if it has one: its keys and values in one map, then its queries
+    looking: Branch | None = None
 
     def run(
-        self, flops: Flops, tokens: int, pairs: float, grad: bool, recomputed: bool = False
+        self,
+        flops: Flops,
+        tokens: int,
+        pairs: float,
+        grad: bool,
+        recomputed: bool = False,
+        context: Context | None = None,
     ) -> bool:
         """Adds what it costs; True if the output asks for a gradient."""
         own = Flops()
@@ -148,11 +169,22 @@ class Layer:
         # one fused map makes all three
         mixed = attend(own, pairs, outer.width, grads if len(grads) == 3 else [any(grads)] * 3)
         grad = outer.run(own, tokens, mixed) or grad
+        if self.looking is not None and context is not None:
+            grad = self._look(self.looking, own, tokens, context, grad)
         grad = self.run_mlps(own, tokens, grad)
         if recomputed and grad:
             own.recompute = self.recomputed(own.forward, tokens)
         flops += own
         return grad
+
+    def _look(
+        self, looking: Branch, flops: Flops, tokens: int, context: Context, grad: bool
+    ) -> bool:
+        (key_value, query), outer = looking
+        keys = key_value.run(flops, context.tokens, context.grad)
+        asks = query.run(flops, tokens, grad or self.norms_train)
+        mixed = attend(flops, context.pairs, outer.width, (asks, keys, keys))
+        return outer.run(flops, tokens, mixed) or grad
 
     def run_mlps(self, flops: Flops, tokens: int, grad: bool) -> bool:
         for inner, outer in self.mlps:
@@ -188,8 +220,10 @@ def _decoder_layer(layer: nn.Module) -> Layer:
             f"{type(layer).__name__}: found linear maps in {', '.join(groups) or 'no module'}, "
             "expected those of attention and of dense MLPs; such layers cannot be counted"
         )
-    attention, *mlps = (Branch(tuple(group[:-1]), group[-1]) for group in groups.values())
-    return Layer(attention, tuple(mlps), norms_train(layer), ends_in_map=True)
+    branches = {name: Branch(tuple(group[:-1]), group[-1]) for name, group in groups.items()}
+    looking = branches.pop(CONTEXT, None)
+    attention, *mlps = branches.values()
+    return Layer(attention, tuple(mlps), norms_train(layer), ends_in_map=True, looking=looking)
 
 
 def mlp_branches(mlp: nn.Module) -> tuple[Branch, ...]:

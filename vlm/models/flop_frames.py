@@ -1,7 +1,7 @@
 """Operations of a frame in a tower and connector of any make, counted by torch on the meta device.
 
-For families that read every frame once and alike (``perceiver``, ``prefix``): one frame goes
-through a twin of the model without contents, forward and backward, under
+For families that read every frame once and alike (``vlm.models.one_pass.Projected``): one frame
+goes through a twin of the model without contents, forward and backward, under
 ``torch.utils.flop_counter``; a micro-batch costs as much for each frame. Where it can be told from
 sizes alone, ``vlm.models.flop_parts`` does.
 
@@ -25,6 +25,8 @@ class FrameFlops(NamedTuple):
 
     vision: Flops
     connector: Flops
+    #: what the connector makes of it
+    num_tokens: int
     #: whether visual tokens ask for a gradient
     grad: bool
 
@@ -61,7 +63,7 @@ def _of_frame(
         vision.recompute = again.useful - vision.useful
     given = tokens.detach().requires_grad_(tokens.requires_grad)
     connector, visual = _run(twin.connector, given)
-    return FrameFlops(vision, connector, visual.requires_grad)
+    return FrameFlops(vision, connector, visual.shape[1], visual.requires_grad)
 
 
 def _run(module: nn.Module, given: Tensor) -> tuple[Flops, Tensor]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from vlm.models.flop_blocks import (
     Branch,
+    Context,
     Flops,
     Layer,
     decoder_layers,
@@ -76,7 +77,7 @@ class TextFlops:
         self._head = linear_map(language.lm.get_output_embeddings())
         self._embeddings_train = trains(language.lm.get_input_embeddings())
 
-    def read(self, flops: Flops, reach: Pass, grad: bool) -> bool:
+    def read(self, flops: Flops, reach: Pass, grad: bool, context: Context | None = None) -> bool:
         """One pass; ``grad``: visual tokens ask for a gradient."""
         modules = self._language.lm.modules()
         recomputed = any(
@@ -85,7 +86,7 @@ class TextFlops:
         # where transformers recomputes, it makes embeddings ask for a gradient
         grad = grad or self._embeddings_train or recomputed
         for layer in self._layers:
-            grad = layer.run(flops, reach.tokens, reach.pairs, grad, recomputed)
+            grad = layer.run(flops, reach.tokens, reach.pairs, grad, recomputed, context)
         return grad
 
     def score(self, flops: Flops, num_loss_tokens: int, grad: bool) -> None:

@@ -19,11 +19,16 @@ class Shapes(NamedTuple):
     lengths: tuple[int, ...]
     #: tokens of each sample up to its last frame; 0 without one
     prefixes: tuple[int, ...]
-    #: owned by samples; 0 if a blank one stands in
-    num_frames: int
+    #: frames of each sample
+    frames: tuple[int, ...]
     num_loss_tokens: int
     #: height and width of frames, px
     frame_size: tuple[int, int]
+
+    @property
+    def num_frames(self) -> int:
+        """Owned by samples; 0 if a blank one stands in."""
+        return sum(self.frames)
 
 
 def shapes_of(batch: Batch) -> Shapes:
@@ -38,14 +43,14 @@ def shapes_of(batch: Batch) -> Shapes:
     return Shapes(
         lengths=tuple(batch.cu_seqlens.diff().tolist()),
         prefixes=tuple(prefixes.tolist()),
-        num_frames=int(owned.sum()),
+        frames=tuple(owned.tolist()),
         num_loss_tokens=batch.num_loss_tokens,
         frame_size=(height, width),
     )
 
 
 class Pass(NamedTuple):
-    """What goes through the language model at once."""
+    """What goes through the language model at once, or what it looks at."""
 
     tokens: int
     #: of a query and a key
@@ -60,6 +65,8 @@ class Work(NamedTuple):
     prefix: Pass
     #: the whole of it when frames are read one after another
     stepped: Pass
+    #: frames that the tokens of a sample look at, where they stand beside the text, and their pairs
+    context: Pass
 
 
 def executed(shapes: Shapes, flat: bool) -> Work:
@@ -73,6 +80,7 @@ def executed(shapes: Shapes, flat: bool) -> Work:
         reach = _flat((prefix,) * len(shapes.lengths))
     read = prefix if shapes.num_frames else 0
     stepped = [_stepped(longest, read)] * len(shapes.lengths)
+    beside = max(1, *shapes.frames) * len(shapes.lengths)
     return Work(
         max(1, shapes.num_frames),
         shapes.num_loss_tokens,
@@ -80,6 +88,7 @@ def executed(shapes: Shapes, flat: bool) -> Work:
         full,
         reach,
         Pass(longest * len(shapes.lengths), sum(stepped)),
+        Pass(beside, float(longest * beside)),
     )
 
 
@@ -92,6 +101,10 @@ def needed(shapes: Shapes) -> Work:
         _flat(shapes.lengths),
         _flat(shapes.prefixes),
         Pass(sum(shapes.lengths), sum(stepped)),
+        Pass(
+            shapes.num_frames,
+            float(sum(n * f for n, f in zip(shapes.lengths, shapes.frames, strict=True))),
+        ),
     )
 
 

@@ -19,7 +19,8 @@ from typing import Any
 from torch import nn
 
 from vlm.models.baselines import BlindModel, MultiTokenModel
-from vlm.models.flop_blocks import Flops, Layer, attend, linear_map
+from vlm.models.cross_attention import CrossAttentionModel
+from vlm.models.flop_blocks import Context, Flops, Layer, attend, linear_map
 from vlm.models.flop_frames import of_frame
 from vlm.models.flop_parts import PatchFlops, TextFlops
 from vlm.models.flop_work import Shapes, Work, executed, needed
@@ -199,7 +200,12 @@ class ProjectedCounter:
         parts, frame = {name: Flops() for name in PARTS}, of_frame(self._model, work.frame_size)
         parts["vision"] = frame.vision.times(work.num_frames)
         parts["connector"] = frame.connector.times(work.num_frames)
-        hidden = self._text.read(parts["language"], work.full, frame.grad)
+        if isinstance(self._model, CrossAttentionModel):
+            tokens, pairs = work.context
+            context = Context(tokens * frame.num_tokens, pairs * frame.num_tokens, frame.grad)
+            hidden = self._text.read(parts["language"], work.full, False, context)
+        else:
+            hidden = self._text.read(parts["language"], work.full, frame.grad)
         self._text.score(parts["head"], work.num_loss_tokens, hidden)
         return parts
 
@@ -219,4 +225,5 @@ COUNTERS: dict[type, Any] = {
     BlindModel: OnePassCounter,
     PerceiverModel: ProjectedCounter,
     PrefixModel: ProjectedCounter,
+    CrossAttentionModel: ProjectedCounter,
 }

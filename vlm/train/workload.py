@@ -76,7 +76,7 @@ def _assumed(recipe: Recipe, size: tuple[int, int]) -> Shapes:
     return Shapes(
         lengths=(length,) * num,
         prefixes=(placeholders + HEADER,) * num,
-        num_frames=num * ASSUMED_FRAMES,
+        frames=(ASSUMED_FRAMES,) * num,
         num_loss_tokens=num * ASSUMED_TEXT,
         frame_size=size,
     )
@@ -141,7 +141,7 @@ def _shapes(plan: Plan, micro: MicroBatch, size: tuple[int, int]) -> Shapes:
     return Shapes(
         lengths=tuple(lengths.tolist()),
         prefixes=tuple(np.where(frames * per_frame > 0, reach, 0).tolist()),
-        num_frames=int(frames.sum()),
+        frames=tuple(frames.tolist()),
         num_loss_tokens=int(plan.rows.num_loss_tokens[micro.rows].sum()),
         frame_size=size,
     )
@@ -149,9 +149,8 @@ def _shapes(plan: Plan, micro: MicroBatch, size: tuple[int, int]) -> Shapes:
 
 def batch_of(shapes: Shapes, tokens_per_frame: int) -> Batch:
     """A batch of these shapes; what is in it means nothing."""
-    owned, left = _frames_of(shapes, tokens_per_frame), shapes.num_loss_tokens
-    ids, labels = [], []
-    for length, prefix, frames in zip(shapes.lengths, shapes.prefixes, owned, strict=True):
+    ids, labels, left = [], [], shapes.num_loss_tokens
+    for length, prefix, frames in zip(*shapes[:3], strict=True):
         placed = frames * tokens_per_frame
         ids.append([0] * (prefix - placed) + [1] * placed + [0] * (length - prefix))
         learned = min(left, length - 1)
@@ -159,20 +158,11 @@ def batch_of(shapes: Shapes, tokens_per_frame: int) -> Batch:
         labels.append([IGNORE_INDEX] * (length - learned) + [0] * learned)
     return build_batch(
         frames=torch.zeros((max(1, shapes.num_frames), 3, *shapes.frame_size), dtype=torch.uint8),
-        frame_counts=owned,
+        frame_counts=shapes.frames,
         input_ids=ids,
         labels=labels,
         image_token_id=1,
         tokens_per_frame=tokens_per_frame,
         keys=[str(index) for index in range(len(ids))],
-        kind="video" if tokens_per_frame and shapes.num_frames else "text",
+        kind="video" if shapes.num_frames else "text",
     )
-
-
-def _frames_of(shapes: Shapes, tokens_per_frame: int) -> list[int]:
-    """Frames dealt to samples: their prefixes bound them, and where they lie changes no size."""
-    left, owned = shapes.num_frames, []
-    for prefix in shapes.prefixes:
-        owned.append(min(left, prefix // tokens_per_frame) if tokens_per_frame else left)
-        left -= owned[-1]
-    return owned
