@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 from vlm import config, log
+from vlm.arguments import amount, count
 from vlm.config import Recipe
 from vlm.errors import ConfigError, command
 from vlm.nodes import commands, environment, folder, hostfile, launcher
@@ -156,9 +157,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         help="for the ranks; NAME alone takes its value from here, which no `ps` shows",
     )
     parser.add_argument("--env-file", type=Path, help="lines NAME=VALUE, for the ranks")
-    parser.add_argument("--grace-s", type=float, default=120.0, help="to save in (default: 120)")
-    parser.add_argument("--hang-s", type=float, default=300.0, help="without a step (default: 300)")
-    parser.add_argument("--max-restarts", type=int, default=5, help="after failures (default: 5)")
+    parser.add_argument("--grace-s", type=amount, default=120.0, help="to save in (default: 120)")
+    parser.add_argument("--hang-s", type=amount, default=300.0, help="for a step (default: 300)")
+    parser.add_argument("--max-restarts", type=count, default=5, help="after failures (default: 5)")
     parser.add_argument("--print", action="store_true", help="other launchers' commands, no start")
     parser.add_argument("--detach", action="store_true", help="leave it running in the background")
     if "--" not in argv:

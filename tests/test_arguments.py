@@ -12,11 +12,18 @@ def test_numbers_are_whole_and_above_0() -> None:
             arguments.positive(text)
 
 
-def test_seeds_are_whole_numbers() -> None:
-    assert arguments.seed("0") == 0
+def test_counts_are_whole_numbers() -> None:
+    assert arguments.count("0") == 0
     for text in ("-1", "x", "1e3"):
         with pytest.raises(argparse.ArgumentTypeError, match="0 or more"):
-            arguments.seed(text)
+            arguments.count(text)
+
+
+def test_amounts_are_numbers() -> None:
+    assert (arguments.amount("0"), arguments.amount("1e9"), arguments.amount(".5")) == (0, 1e9, 0.5)
+    for text in ("-1", "x", "nan", "inf", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a number, 0 or more"):
+            arguments.amount(text)
 
 
 def test_shared_arguments(capsys: pytest.CaptureFixture[str]) -> None:

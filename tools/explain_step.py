@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlm import config, errors
-from vlm.arguments import add_recipe, positive, progress
-from vlm.arguments import seed as count
+from vlm.arguments import add_recipe, count, positive, progress
 from vlm.data.plan import plan_index, planning
 
 

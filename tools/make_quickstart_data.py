@@ -19,7 +19,7 @@ import av
 import numpy as np
 from rich.progress import track
 
-from vlm.arguments import positive, seed
+from vlm.arguments import count, positive
 from vlm.data.make import board, shapes
 from vlm.data.text.tokenizer import train_tokenizer
 from vlm.errors import command
@@ -82,7 +82,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--clips", type=positive, default=10_000, help="training clips")
     parser.add_argument("--eval-clips", type=positive, default=400, help="held-out clips")
-    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--seed", type=count, default=0)
     parser.add_argument("--workers", type=positive, default=2)
     return parser.parse_args(argv)
 

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from vlm.arguments import positive, seed
+from vlm.arguments import count, positive
 from vlm.data.format.schema import CAPTION_PROMPT
 from vlm.data.make import shapes
 from vlm.data.text.tokenizer import train_tokenizer
@@ -85,7 +85,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--images", type=positive, default=6_000, help="training images")
     parser.add_argument("--eval-images", type=positive, default=400, help="held-out images")
-    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--seed", type=count, default=0)
     return parser.parse_args(argv)
 
 
@@ -93,8 +93,8 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     (args.output / "images").mkdir(parents=True, exist_ok=True)
     texts: list[str] = []
-    for split, count in (("train", args.images), ("eval", args.eval_images)):
-        found = list(annotate(args.output, split, count, args.seed))
+    for split, number in (("train", args.images), ("eval", args.eval_images)):
+        found = list(annotate(args.output, split, number, args.seed))
         for kind, position in (("captions", 1), ("questions", 2)):
             lines = (json.dumps(one[position]) + "\n" for one in found)
             path = args.output / f"{kind}_{split}.jsonl"

@@ -169,7 +169,7 @@ def _add_mix(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--output", type=Path, required=True, metavar="DIR", help="of shards")
     command.add_argument("--num-samples", type=arguments.positive, help="default: 10,000")
-    command.add_argument("--seed", type=arguments.seed, default=0, help="of the draw")
+    command.add_argument("--seed", type=arguments.count, default=0, help="of the draw")
     command.add_argument("--samples-per-shard", type=arguments.positive, default=1000)
     arguments.add_workers(command)
 

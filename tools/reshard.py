@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlm import errors
-from vlm.arguments import add_rename, add_shards, add_workers, positive, progress, seed
+from vlm.arguments import add_rename, add_shards, add_workers, count, positive, progress
 from vlm.data.format import shards
 from vlm.data.make import reshard
 
@@ -46,7 +46,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--samples-per-shard", type=positive, metavar="N")
     parser.add_argument("--mb-per-shard", type=positive, metavar="MB", help="megabytes, of 1e6")
     parser.add_argument("--order", choices=("input", "frames", "shuffled"), default="input")
-    parser.add_argument("--seed", type=seed, default=0, help="of --order shuffled")
+    parser.add_argument("--seed", type=count, default=0, help="of --order shuffled")
     parser.add_argument(
         "--source", action="append", default=[], metavar="NAME", help="only these; repeatable"
     )

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vlm import config, errors
-from vlm.arguments import add_shards, positive, seed
+from vlm.arguments import add_shards, count, positive
 from vlm.data.format import shards
 from vlm.data.inspect import sample_view, samples_page
 from vlm.data.inspect.sample_view import Branch, Model, SampleView
@@ -117,7 +117,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--num", type=positive, metavar="N", help="at most so many samples")
     parser.add_argument("--key", action="append", default=[], help="only this one; repeatable")
     parser.add_argument("--source", metavar="NAME", help="only samples of it")
-    parser.add_argument("--seed", type=seed, help="in a random order (default: as they lie)")
+    parser.add_argument("--seed", type=count, help="in a random order (default: as they lie)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="a page to browse instead")
     return parser.parse_args(argv)
 

@@ -1,6 +1,7 @@
 """Arguments and progress bars that scripts share. Not here: what one script alone asks for."""
 
 import argparse
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,11 +21,22 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def seed(text: str) -> int:
-    """An argument that seeds random numbers: a whole number, 0 or more."""
+def count(text: str) -> int:
+    """An argument that is a whole number, 0 or more."""
     if not (text.isascii() and text.isdecimal()):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number, 0 or more")
     return int(text)
+
+
+def amount(text: str) -> float:
+    """An argument that is a number, 0 or more."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 <= found < math.inf:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number, 0 or more")
+    return found
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlm.arguments import positive
+from vlm.arguments import amount, positive
 from vlm.ckpt.files import sha256
 from vlm.config import Recipe
 from vlm.data.manifest import manifest
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hostfile", type=Path, required=True)
     parser.add_argument("--master-port", type=positive, default=29500, help="(default: 29500)")
     parser.add_argument(
-        "--min-free-gb", type=float, default=20.0, help="on each disk (default: 20)"
+        "--min-free-gb", type=amount, default=20.0, help="on each disk (default: 20)"
     )
     parser.add_argument("--python", default=sys.executable, help="on each host (default: this one)")
     parser.add_argument("--known-hosts", type=Path, metavar="FILE", help="in place of ssh's own")
