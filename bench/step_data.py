@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
             asked, answered = words[: len(words) // 2], words[len(words) // 2 :]
             writer.write(index, _sample(" ".join(asked), " ".join(answered), len(frames)), frames)
     tokenizer, output = args.output / "tokenizer", args.output / "train.parquet"
-    texts = [" ".join(WORDS), *WORDS]
+    texts = [f"{before}{word}" for before in ("", " ") for word in WORDS]
     train_tokenizer(texts, tokenizer, vocab_size=2000, image_token=IMAGE_TOKEN)
     shards = sorted((args.output / "shards").glob("*.tar"))
     built = manifest.build(shards, str(tokenizer), IMAGE_TOKEN, output)
