@@ -4,8 +4,6 @@ import contextlib
 import hashlib
 import json
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import psutil
 
 from tests.nodes import sshd
 from tests.nodes.sshd import Nodes
+from tests.waiting import wait_for
 from vlm.nodes.connection import Job, Place
 from vlm.nodes.outcome import Outcome
 from vlm.nodes.supervise import Attempt
@@ -26,16 +25,17 @@ import json, os, signal, subprocess, sys, time
 from vlm.heartbeat import Heartbeat
 folder, codes, wait = sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3])
 rank = int(os.environ["RANK"])
-if "children" in codes:
-    child = subprocess.Popen(["sleep", "600"])
-    open(os.path.join(folder, f"pid_child_{rank}"), "w").write(str(child.pid))
-open(os.path.join(folder, f"pid_{rank}"), "w").write(str(os.getpid()))
-print("rank", rank, "says", json.dumps(sys.argv[4:]), os.environ.get("A_SECRET"), flush=True)
-print(os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"], os.environ.get("HOST_API_KEY"))
 if "stubborn" in codes:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 elif "saves" in codes:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+if "children" in codes:
+    child = subprocess.Popen(["sleep", "600"])
+    open(os.path.join(folder, f"pid_child_{rank}"), "w").write(str(child.pid))
+print("rank", rank, "says", json.dumps(sys.argv[4:]), os.environ.get("A_SECRET"), flush=True)
+print(os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"], os.environ.get("HOST_API_KEY"))
+# last: who reads it may do with this process whatever it likes
+open(os.path.join(folder, f"pid_{rank}"), "w").write(str(os.getpid()))
 code = codes.get(str(rank))
 beats = codes.get("beats", 0)
 for step in range(beats - (1 if code == "behind" else 0)):
@@ -81,23 +81,29 @@ class Started:
         self.events.append((index, event))
 
     def wait_for_ranks(self) -> None:
-        until(lambda: len(list(self.folder.glob("pid_?"))) == self.num_ranks and all(self.pids()))
+        def ready() -> bool:
+            found = list(self.folder.glob("pid_?"))
+            return len(found) == self.num_ranks and all(pids(self.folder))
 
-    def pids(self) -> list[int]:
-        """Of all processes that the program has started and those of it."""
-        return [int(path.read_text() or 0) for path in self.folder.glob("pid_*")]
+        wait_for(ready)
+
+    def wait_for_beats(self) -> None:
+        """Until something was heard of what each rank does."""
+
+        def heard() -> set[int]:
+            return {event["rank"] for _, event in self.events if event["event"] == "beat"}
+
+        wait_for(lambda: len(heard()) == self.num_ranks)
 
     def wait(self) -> Outcome:
         outcome = self.attempt.wait()
-        assert not [pid for pid in self.pids() if lives(pid)]
+        assert not [pid for pid in pids(self.folder) if lives(pid)]
         return outcome
 
 
-def until(true: Callable[[], object], patience_s: float = 60.0) -> None:
-    stop = time.monotonic() + patience_s
-    while not true():
-        assert time.monotonic() < stop, "waited in vain"
-        time.sleep(0.05)
+def pids(folder: Path) -> list[int]:
+    """Of all processes that programs there have started and those of it; 0: not yet written."""
+    return [int(path.read_text() or 0) for path in folder.glob("pid_*")]
 
 
 def lives(pid: int) -> bool:

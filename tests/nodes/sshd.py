@@ -20,6 +20,8 @@ from vlm.nodes.hostfile import Host
 class Node:
     host: Host
     server: subprocess.Popen[bytes]
+    #: programs in here come before all others on this host, and are on no other one
+    programs: Path
 
     def stop(self) -> None:
         """As when the machine goes down: the server and all its connections."""
@@ -59,8 +61,10 @@ def nodes(folder: Path, count: int, slots: int = 1) -> Iterator[Nodes]:
     try:
         for index in range(count):
             address = f"127.0.0.{2 + index}"
-            config = folder / f"{address}.conf"
-            config.write_text(CONFIG.format(folder=folder, address=address, port=port, path=PATH))
+            config, programs = folder / f"{address}.conf", folder / address
+            programs.mkdir()
+            path = f"{programs}:{PATH}"
+            config.write_text(CONFIG.format(folder=folder, address=address, port=port, path=path))
             process = subprocess.Popen(
                 [server, "-D", "-e", "-f", str(config)],
                 stderr=(folder / f"{address}.log").open("wb"),
@@ -69,7 +73,7 @@ def nodes(folder: Path, count: int, slots: int = 1) -> Iterator[Nodes]:
             host = Host(
                 address, slots, user=getpass.getuser(), port=port, key=str(folder / "client")
             )
-            made.append(Node(host, process))
+            made.append(Node(host, process, programs))
         for node in made:
             wait_for(node)
         yield Nodes(folder, made)

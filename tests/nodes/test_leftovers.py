@@ -5,7 +5,8 @@ import sys
 import time
 from pathlib import Path
 
-from tests.nodes.jobs import lives, until
+from tests.nodes.jobs import lives
+from tests.waiting import wait_for
 from vlm.nodes import leftovers
 
 #: starts a child without its mark, in its group
@@ -28,7 +29,7 @@ def test_marked_processes_and_their_groups_end_and_no_others(tmp_path: Path) -> 
         )
 
     mine, other = start("mine"), start("other")
-    until(
+    wait_for(
         lambda: all(
             (tmp_path / m).exists() and (tmp_path / m).read_text() for m in ("mine", "other")
         )
@@ -39,7 +40,7 @@ def test_marked_processes_and_their_groups_end_and_no_others(tmp_path: Path) -> 
     assert leftovers.kill("mine") == [] and time.monotonic() - begun < 5
     assert mine.wait() == -signal.SIGKILL
     child = int((tmp_path / "mine").read_text())
-    until(lambda: not lives(child), 5)
+    wait_for(lambda: not lives(child), 30)
     assert other.poll() is None and lives(int((tmp_path / "other").read_text()))
     os.killpg(other.pid, signal.SIGKILL)
     other.wait()

@@ -4,7 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.nodes.jobs import ROOT, lives, until
+from tests.nodes.jobs import ROOT, lives
+from tests.waiting import wait_for
 from vlm import heartbeat
 from vlm.nodes import rank
 
@@ -43,9 +44,9 @@ def test_output_beat_and_code_of_a_script(tmp_path: Path) -> None:
 
 def test_stacks_on_a_signal(tmp_path: Path) -> None:
     waiting = start(tmp_path, "wait", agent=os.getpid())
-    until(lambda: heartbeat.read(rank.beat_path(tmp_path, 3)))
+    wait_for(lambda: heartbeat.read(rank.beat_path(tmp_path, 3)))
     waiting.send_signal(rank.STACKS)
-    until(lambda: "waits_here" in rank.stacks_path(tmp_path, 3).read_text())
+    wait_for(lambda: "waits_here" in rank.stacks_path(tmp_path, 3).read_text())
     assert waiting.poll() is None
     waiting.kill()
     waiting.wait()
@@ -58,8 +59,8 @@ def test_it_ends_with_its_agent(tmp_path: Path) -> None:
         start(tmp_path, "wait", agent=os.getpid())
         signal.pause()
     path = rank.log_path(tmp_path, 3)
-    until(lambda: path.exists() and "wrong" in path.read_text())
+    wait_for(lambda: path.exists() and "wrong" in path.read_text())
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
-    until(lambda: not any(lives(int(child)) for child in children), 10)
+    wait_for(lambda: not any(lives(int(child)) for child in children), 30)

@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from tests.nodes import sshd
-from tests.nodes.jobs import AWKWARD, ROOT, SECRET, Started, lives, until
+from tests.nodes.jobs import AWKWARD, ROOT, SECRET, Started, lives, pids
 from tests.nodes.sshd import Nodes
+from tests.waiting import wait_for
 from vlm.nodes.hostfile import to_text
 from vlm.nodes.outcome import Outcome
 
@@ -47,9 +48,7 @@ def test_the_first_failure_is_named_and_its_code_returned(pair: Nodes, tmp_path:
 @pytest.mark.slow
 def test_asked_to_stop_all_ranks_leave_by_themselves(pair: Nodes, tmp_path: Path) -> None:
     started = Started(pair, tmp_path, {"saves": 1}, 120.0)
-    waiting = threading.Thread(
-        target=lambda: (started.wait_for_ranks(), time.sleep(1), started.attempt.stop())
-    )
+    waiting = threading.Thread(target=lambda: (started.wait_for_ranks(), started.attempt.stop()))
     waiting.start()
     assert started.wait().code == 75
 
@@ -96,7 +95,7 @@ def test_a_hang_names_the_rank_that_is_stopped(pair: Nodes, tmp_path: Path) -> N
     started = Started(pair, tmp_path, {"stubborn": 1, "beats": 8}, 300.0, hang_s=6.0)
 
     def freeze() -> None:
-        started.wait_for_ranks()
+        started.wait_for_beats()
         os.kill(int((tmp_path / "pid_1").read_text()), signal.SIGSTOP)
 
     threading.Thread(target=freeze).start()
@@ -123,7 +122,7 @@ def test_a_silent_host_is_lost_and_swept_when_it_is_back(pair: Nodes, tmp_path: 
     threading.Thread(target=freeze).start()
     outcome = started.attempt.wait()
     assert outcome.lost == {"127.0.0.3"} and "nothing was heard for 8 s" in str(outcome.fault)
-    left = [pid for pid in started.pids() if lives(pid)]
+    left = [pid for pid in pids(tmp_path) if lives(pid)]
     assert len(left) == 2 and frozen[0].status() == psutil.STATUS_STOPPED
     for path in tmp_path.glob("pid_*"):
         path.unlink()
@@ -138,7 +137,7 @@ from tests.nodes.jobs import Started
 from tests.nodes.sshd import Node, Nodes
 from vlm.nodes.hostfile import parse
 hosts = parse(sys.argv[3], "given")
-nodes = Nodes(Path(sys.argv[1]), [Node(host, None) for host in hosts])
+nodes = Nodes(Path(sys.argv[1]), [Node(host, None, Path()) for host in hosts])
 Started(nodes, Path(sys.argv[2]), {"children": 1}, 300.0).attempt.wait()
 """
 
@@ -147,8 +146,7 @@ Started(nodes, Path(sys.argv[2]), {"children": 1}, 300.0).attempt.wait()
 def test_a_launcher_that_is_killed_leaves_nothing(pair: Nodes, tmp_path: Path) -> None:
     argv = [sys.executable, "-c", LAUNCHER, pair.folder, tmp_path, to_text(pair.hosts)]
     launcher = subprocess.Popen(argv, cwd=ROOT)
-    until(lambda: len(list(tmp_path.glob("pid_*"))) == 8)
-    pids = [int(path.read_text()) for path in tmp_path.glob("pid_*")]
+    wait_for(lambda: len(pids(tmp_path)) == 8 and all(pids(tmp_path)))
     launcher.kill()
     launcher.wait()
-    until(lambda: not any(lives(pid) for pid in pids), 30)
+    wait_for(lambda: not any(lives(pid) for pid in pids(tmp_path)), 30)
