@@ -1,6 +1,7 @@
 """Exports with adapters: read by ``peft`` alone, by us, and merged; nothing trained is lost."""
 
 import json
+import shutil
 from pathlib import Path
 
 import peft
@@ -118,6 +119,19 @@ def test_a_part_that_is_missing_is_no_random_one(tmp_path: Path) -> None:
     held.pop("connector.latents")
     save_file(held, path / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match="the weights do not fit: 1 are.*connector.latents"):
+        registry.load(path)
+
+
+def test_adapters_that_are_missing_are_no_untrained_ones(tmp_path: Path) -> None:
+    _, path = exported(tmp_path)
+    file = path / "adapter/adapter_model.safetensors"
+    held = load_file(file)
+    name, _ = held.popitem()
+    save_file(held, file, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"the weights do not fit: 1 are.*{name}"):
+        registry.load(path)
+    shutil.rmtree(path / "adapter")
+    with pytest.raises(CheckpointError, match="No such file.*adapter_model"):
         registry.load(path)
 
 

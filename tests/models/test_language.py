@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import DynamicCache
 
 from tests.models.tiny import make_batch, make_lm
 from vlm.models.language import (
     LanguageModel,
     coordinates,
-    new_cache,
     to_rows,
 )
 
@@ -114,7 +114,7 @@ def test_cache_continues_behind_pads(language):
     ids = torch.randint(4, 50, (1, 6))
     expected = language.lm.get_decoder()(input_ids=ids).last_hidden_state[:, -1]
     embeds = language.embed(ids)
-    cache = new_cache()
+    cache = DynamicCache()
     padded = torch.cat([embeds[:, :5], torch.zeros_like(embeds[:, :3])], dim=1)
     language.run_rows(padded, cache)
     mask = torch.tensor([[1] * 5 + [0] * 3 + [1]])

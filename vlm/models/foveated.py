@@ -16,13 +16,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from vlm.batch import Batch
 from vlm.models import generate, looks
 from vlm.models.family import FamilyConfig, Output, Prefill, random_lm, random_tower
 from vlm.models.foveation import Foveation
-from vlm.models.language import LanguageModel, coordinates, new_cache, to_rows
+from vlm.models.language import LanguageModel, coordinates, to_rows
 from vlm.models.preference import objective
 from vlm.models.splice import fill
 from vlm.models.vision import QUERYABLE, LayerCache, VisionEncoder
@@ -271,7 +271,7 @@ class FoveatedModel(PreTrainedModel):
         text = self.language.embed(batch.input_ids) if text is None else text
         rows = to_rows(text, batch)
         frame_at, queries = self._frame_table(batch), self.connector.q_init(len(batch.frames))
-        queries, cache, hidden = queries.clone(), new_cache(), []
+        queries, cache, hidden = queries.clone(), DynamicCache(), []
         last = batch.position_ids[batch.frame_index].max() + 1 if batch.has_frames else 0
         for column in range(int(last)):
             frame = frame_at[:, column]

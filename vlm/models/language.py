@@ -174,10 +174,6 @@ def _frame_states(batch: Batch) -> Tensor:
     return batch.frame_index if batch.has_frames else batch.cu_seqlens[:1]
 
 
-def new_cache() -> Cache:
-    return DynamicCache()
-
-
 def coordinates(batch: Batch) -> tuple[Tensor, Tensor]:
     """Row (its sample) and column (its place in it) of each token: two (N,)."""
     starts = batch.cu_seqlens[1:-1]

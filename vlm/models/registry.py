@@ -2,7 +2,7 @@
 
 import copy
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
@@ -152,8 +152,8 @@ def load(path: Path, *, packed: bool = True) -> Any:
         )
     except LOAD_ERRORS as error:
         raise CheckpointError(f"model {path}: {_brief(error)}") from error
-    if faults := {k: v for k, v in report.items() if v}:
-        raise CheckpointError(f"model {path}: the weights do not fit: {faults}")
+    if faults := [f"{len(v)} {kind}, the first: {_first(v)}" for kind, v in report.items() if v]:
+        raise CheckpointError(f"model {path}: the weights do not fit: {'; '.join(faults)}")
     return model
 
 
@@ -168,16 +168,30 @@ def _load_adapted(family: Any, config: FamilyConfig, path: Path, packed: bool) -
         lm = lm.dequantize()  # not before: a family starts modules anew that it finds unmarked
         model.language.lm = lm
     own = load_file(path / "model.safetensors")
-    expected = {n for n in model.state_dict() if not n.startswith(export.LANGUAGE)}
-    if differ := sorted(expected ^ own.keys()):
+    _check_names(path, {n for n in model.state_dict() if not n.startswith(export.LANGUAGE)}, own)
+    model.load_state_dict(own, strict=False)
+    adapter = path / export.ADAPTER
+    if adapter.is_dir() or base.quantize is None:  # packed weights may be all that stands on a base
+        found = load_file(adapter / "adapter_model.safetensors")
+        lm = peft.PeftModel.from_pretrained(lm, adapter)
+        # PEFT leaves adapters that it does not find at what adds nothing
+        expected = peft.get_peft_model_state_dict(lm, save_embedding_layers=False)
+        _check_names(adapter, expected, found)
+        model.language.lm = lm
+    return model
+
+
+def _check_names(path: Path, expected: Iterable[str], found: Iterable[str]) -> None:
+    if differ := set(expected) ^ set(found):
         raise CheckpointError(
             f"model {path}: the weights do not fit: {len(differ)} are missing or too many, the "
-            f"first: {one_line(differ[0])}"
+            f"first: {_first(differ)}"
         )
-    model.load_state_dict(own, strict=False)
-    if (path / export.ADAPTER).is_dir():
-        model.language.lm = peft.PeftModel.from_pretrained(lm, path / export.ADAPTER)
-    return model
+
+
+def _first(names: Iterable[object]) -> str:
+    """Of what a file holds, which may be anything, as much as an error needs."""
+    return one_line(min(map(str, names)))[:200]
 
 
 def part_config(part: PartConfig, name: str) -> PreTrainedConfig:
@@ -302,12 +316,12 @@ def _part(
     except LOAD_ERRORS as error:
         raise ConfigError(f"{where}: {_brief(error)}") from error
     # what a checkpoint holds beside the part is not needed; what it lacks would start at random
-    lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    lacking = [*map(str, report["missing_keys"]), *map(str, report["mismatched_keys"])]
     lacking = [name for name in lacking if not any(one in name for one in new)]
     if lacking:
         raise ConfigError(
             f"{where}: {len(lacking)} weights of {type(model).__name__} are missing or of another "
-            f"shape, the first: {lacking[0]}"
+            f"shape, the first: {_first(lacking)}"
         )
     return model
 
@@ -318,7 +332,7 @@ def _is_meta() -> bool:
 
 def _brief(error: BaseException) -> str:
     """The start of an error of transformers, which may go on for pages."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {one_line(error)[:300]}"
 
 
 for _family in FAMILIES.values():
