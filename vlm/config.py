@@ -281,8 +281,10 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
+        whose = f" (the base of {above[-1]})" if above else ""
         raise ConfigError(
-            f"recipe {path}: {error.strerror}; expected a YAML file such as recipes/quickstart.yaml"
+            f"recipe {path}{whose}: {error.strerror}; expected a YAML file such as "
+            "recipes/quickstart.yaml"
         ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"recipe {path}: is not UTF-8 text; expected YAML") from None
@@ -352,7 +354,7 @@ def _explain(path: Path, error: ValidationError, tree: dict[str, Any]) -> str:
         else:
             found = f" (found {item['input']!r})" if item["loc"] else ""
             lines.append(f"{where}: {item['msg']}{found}")
-    return f"recipe {path} (with overrides): " + "; ".join(lines)
+    return f"recipe {path} (with its base and overrides): " + "; ".join(lines)
 
 
 def _suggest(loc: tuple[int | str, ...], tree: dict[str, Any]) -> str:

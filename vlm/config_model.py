@@ -221,9 +221,9 @@ CONNECTORS: dict[str, type[ConnectorConfig]] = {
 def _of_family(found: Any, info: ValidationInfo) -> Any:
     """The connector's keys are those of the family."""
     kind = CONNECTORS.get(info.data.get("family", ""))
-    if kind is None or isinstance(found, kind):
-        return found  # an unknown family is an error of its own
-    return kind.model_validate(found)
+    if kind is None:
+        return BlindConfig()  # an unknown family is an error of its own, and there is no other
+    return found if isinstance(found, kind) else kind.model_validate(found)
 
 
 def _frozen_for_good(found: Any) -> Any:
