@@ -52,6 +52,14 @@ def test_a_text_that_says_where_keeps_it(collator: Collator) -> None:
     )
 
 
+def test_an_answer_says_nothing_about_where(collator: Collator) -> None:
+    """A mark is plain text there, as everywhere."""
+    turns = (Turn(role="user", content="Which tag?"), Turn(role="assistant", content="<video>"))
+    sample = helpers.make_sample(0, 3).model_copy(update={"turns": turns})
+    ids = collator.encode_sample(sample, 3, question_first=True).input_ids
+    assert ids[0] != collator.image_token_id and ids.count(collator.image_token_id) == 6
+
+
 def test_repeated_images(collator: Collator) -> None:
     sample = helpers.make_sample(0, 2).model_copy(update={"kind": "image"})
     marked = sample.model_copy(

@@ -86,3 +86,16 @@ def test_none_is_good(data: Catalog, samples: Samples) -> None:
     everything = BadSamples(data, 1.0, None, range(len(COUNTS)))
     with pytest.raises(DataError, match="it is bad, and none of .* substitutes is good"):
         samples.load(wanted([1]), {}, everything)
+
+
+def test_another_thread_may_clear_the_kept_tokens(data: Catalog, samples: Samples) -> None:
+    class Cleared(dict):
+        def __contains__(self, name: object) -> bool:
+            found = super().__contains__(name)
+            self.clear()
+            return found
+
+    samples._tokens = Cleared()
+    bad = BadSamples(data, 1.0, None)
+    first, again = (samples.load(wanted([3]), {}, bad) for _ in range(2))
+    assert [one.encoded for one in first] == [one.encoded for one in again]

@@ -175,9 +175,10 @@ def question_first(turns: Sequence[Turn], kind: str, num_frames: int) -> tuple[T
     Args:
         kind: Of the sample, video or image.
     """
-    if num_frames == 0 or any(MARK.search(turn.content) for turn in turns):
+    asked = [i for i, turn in enumerate(turns) if turn.role == "user"]
+    if num_frames == 0 or any(MARK.search(turns[i].content) for i in asked):
         return tuple(turns)
-    first = next(i for i, turn in enumerate(turns) if turn.role == "user")
+    first = asked[0]
     # no space before it: the text must keep the number of tokens that the plan counted
     mark = "<video>" if kind == "video" else "<image>" * num_frames
     marked = turns[first].model_copy(update={"content": turns[first].content + mark})

@@ -148,8 +148,9 @@ class Samples:
     def _encode(self, wanted: Wanted, sample: Sample) -> list[chat.Encoded]:
         row, epoch, out, _ = wanted
         name = row, self._plan.question_first(row, epoch)
-        if name in self._tokens:
-            return self._tokens[name]
+        kept = self._tokens.get(name)  # once: another thread may clear them in between
+        if kept is not None:
+            return kept
         stored = int(self._catalog.num_frames[row])
         repeats = len(self._own(out)) // stored if stored else 1
         try:
