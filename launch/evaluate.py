@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlm import log
+from vlm.arguments import positive
 from vlm.errors import command, one_line
 from vlm.evaluate.judge import judge
 
@@ -24,7 +25,9 @@ COMPARED = {"loss_ratio": "coarse / fine", "autoregressive_gap_frac": "autoregre
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--run", type=Path, required=True, help="folder of a run")
-    parser.add_argument("--max-samples", type=int, default=1000, help="held-out samples to judge")
+    parser.add_argument(
+        "--max-samples", type=positive, default=1000, help="held-out samples to judge"
+    )
     return parser.parse_args(argv)
 
 
@@ -41,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         known = [name for name in COMPARED if name in judged]
         compared = "".join(f"; {COMPARED[name]} {judged[name]:.4f}" for name in known)
         console.print(f"loss: {losses}{compared}")
-    console.print(f"report: {report.resolve()}", soft_wrap=True)
+    console.print(f"report: {report.resolve()}", soft_wrap=True, markup=False)
     return 0
 
 

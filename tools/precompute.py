@@ -39,6 +39,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _make_shards(args: argparse.Namespace) -> int:
+    if args.ray_address and args.engine != "ray":
+        raise errors.ConfigError("--ray-address is of --engine ray; add it, or take this away")
     source = _source(args)
     settings = precompute.Settings(
         size=args.size,
@@ -56,8 +58,6 @@ def _make_shards(args: argparse.Namespace) -> int:
                 lambda counts: advance(counts.total(), counts.total()),
             )
         Console().print(_counts("files", source.root, counts))
-    if args.ray_address and args.engine != "ray":
-        raise errors.ConfigError("--ray-address without --engine ray")
     engine = (
         functools.partial(ray_map, address=args.ray_address, workers=args.workers)
         if args.engine == "ray"

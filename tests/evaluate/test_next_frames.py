@@ -67,10 +67,14 @@ def run(decoder: Path) -> Path:
 
 
 def test_strips_show_frames_what_is_kept_and_what_was_expected(run: Path, decoder: Path) -> None:
+    (run / "next_frames").mkdir()
+    (run / "next_frames/999.png").touch()
     result = run_tool(
         "../launch/predict_frames", "--run", run, "--max-samples", 2, "--decoder", decoder
     )
     assert result.returncode == 0, result.stderr
+    names = sorted(path.name for path in (run / "next_frames").iterdir())
+    assert names == ["000.png", "001.png"], "pictures of an earlier call are gone"
     assert "2 samples; mean error" in result.stdout and "of copying the frame" in result.stdout
     found = json.loads((run / "next_frames.json").read_text())["samples"]
     recipe, checkpoint, model = judge.open_run(run)

@@ -7,6 +7,7 @@ the model's and that of expecting the frame before again. Not here: losses in tr
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,15 @@ def draw(run_dir: Path, max_samples: int, decoder: str | None, mode: Mode) -> Pa
             f"run {run_dir}: its latents were stored, so it names no autoencoder; name the one "
             "that made them with --decoder"
         )
-    held = held_out(recipe, checkpoint / MODEL, max_samples)
+    held, decodes = held_out(recipe, checkpoint / MODEL, max_samples), autoencoder(name)
     folder = run_dir / FOLDER
-    folder.mkdir(exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # what is drawn is all there is, and of one model
+    folder.mkdir()
     found = []
     for index, key in enumerate(held.keys):
         batch = _batch(held, index).to(model.device)
         latents, expected = model.latents(batch), model.predictions(batch, mode)
-        image = _strip(batch.frames.cpu(), latents, expected, autoencoder(name))
+        image = _strip(batch.frames.cpu(), latents, expected, decodes)
         path = folder / f"{index:03}.png"
         image.save(path)
         found.append({"key": key, "file": path.name, **errors(latents, expected)})
