@@ -151,6 +151,18 @@ def test_looks_are_those_of_all_ranks_in_any_stage() -> None:
     assert two["visual_ratio"] == pytest.approx(two["visual_std"] / two["embedding_std"])
 
 
+def test_a_run_without_a_fine_pass_has_no_looks_of_one() -> None:
+    recipe = helpers.recipe(
+        runs.new_folder(), "train.modes={coarse_only: 1}", "train.steps=1", "train.eval_pictures=0"
+    )
+    ranks(1).run(runs.fit, recipe, 2)
+    row = read_rows(recipe.output_dir / "metrics.jsonl")[0]
+    looks = COLUMNS[COLUMNS.index("attention_entropy") : COLUMNS.index("visual_ratio") + 1]
+    unknown = {name for name in looks if row[name] is None}
+    assert unknown == {"attention_entropy", "query_similarity", "look_change"}
+    assert 0 < row["attention_entropy_static"] <= row["attention_entropy_max"]
+
+
 def test_stages_train_alike() -> None:
     """Only the order of sums differs between ZeRO-2 and ZeRO-3; it grows with every step."""
     losses = [[row["loss"] for row in rows("train", stage)] for stage in (2, 3)]
