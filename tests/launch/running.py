@@ -5,8 +5,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,13 @@ import pytest
 from tests.nodes import sshd
 from tests.nodes.sshd import Nodes
 from tests.train import helpers
+from tests.waiting import wait_for
 from vlm.nodes.hostfile import to_text
 from vlm.train.metrics import read_rows
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 400.0
+#: for a job with all its restarts, on a machine that is busy with other things
+PATIENCE_S = 1200.0
 #: columns that must not differ between a run that was disturbed and one that was not
 EXACT = ("event", "step", "epoch", "samples_seen", "tokens_seen", "grad_norm", "loss", "eval_loss")
 STARTED: list[subprocess.Popen[str]] = []
@@ -73,14 +74,6 @@ def state(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "run/launch/state.json").read_text())
 
 
-def until(true: Callable[[], Any], patience_s: float = PATIENCE_S, why: object = "") -> Any:
-    stop = time.monotonic() + patience_s
-    while not (found := true()):
-        assert time.monotonic() < stop, f"waited in vain; {why}"
-        time.sleep(0.05)
-    return found
-
-
 def read_state(folder: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
         return state(folder)
@@ -95,11 +88,7 @@ def at_step(folder: Path, step: int, attempt: int = 1) -> dict[str, Any]:
         steps = [rank.get("step", 0) for rank in found["ranks"].values()]
         return found if found["attempt"] == attempt and steps and min(steps) >= step else None
 
-    return until(there, why=folder)
-
-
-def pid_of(folder: Path, rank: int) -> int:
-    return read_state(folder)["ranks"][str(rank)]["pid"]
+    return wait_for(there, PATIENCE_S)
 
 
 def processes(folder: Path) -> list[psutil.Process]:
@@ -113,7 +102,7 @@ def processes(folder: Path) -> list[psutil.Process]:
 
 
 def nothing_left(folder: Path) -> None:
-    until(lambda: not processes(folder), 60, processes(folder))
+    wait_for(lambda: not processes(folder))
 
 
 def exact(folder: Path) -> list[dict[str, Any]]:

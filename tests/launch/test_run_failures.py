@@ -5,8 +5,11 @@ chosen is always a process of this test's own job.
 """
 
 import contextlib
+import dataclasses
 import functools
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.launch.faults import KILL_AGENT, KILL_RANK, STOP_RANK, Faults
 from tests.launch.running import (
     PATIENCE_S,
     ROOT,
@@ -27,21 +31,32 @@ from tests.launch.running import (
     nodes,
     nothing_left,
     options,
-    pid_of,
     state,
     training,
 )
 from tests.nodes import sshd
-from tests.nodes.sshd import Nodes
+from tests.nodes.sshd import Node, Nodes
 from tests.system import require
 from tests.train import helpers
 from vlm.nodes.hostfile import to_text
+from vlm.nodes.verdict import MIN_SHM
 
 __all__ = ["nobody_stays", "nodes"]  # fixtures
 pytestmark = pytest.mark.slow
 
-STEPS = 80
-LONG = (f"train.steps={STEPS}", "train.checkpoint_every=4", "train.eval_every=40")
+STEPS = 40
+LONG = (f"train.steps={STEPS}", "train.checkpoint_every=4", "train.eval_every=20")
+#: longer than any test, and without an end of its own
+ENDLESS = ("train.steps=100000", "train.checkpoint_every=20", "train.eval_every=100000")
+#: nvidia-smi of a node
+SMI = """#!/bin/sh
+case "$1" in
+--query-gpu=*) printf '%s\\n' {lines}; exit {code};;
+esac
+"""
+GPUS = [f"{index}, GPU-{index}, NVIDIA A100-SXM4-80GB, 81920, 4, 0" for index in (0, 1)]
+DIE = "raise RuntimeError('CUDA error: uncorrectable ECC error encountered')"
+LOST = "Unable to determine the device handle for GPU 0000:41:00.0: GPU is lost"
 
 
 @functools.cache
@@ -51,9 +66,7 @@ def undisturbed() -> Path:
     (folder / "hostfile").write_text("localhost slots=2\n")
     given = ["--hostfile", folder / "hostfile", "--quick", "--min-free-gb", "0.01"]
     port = sshd.free_port("127.0.0.1")
-    started = launcher(*given, "--master-port", port, *training(folder, *LONG))
-    output = started.communicate(timeout=PATIENCE_S)[0]
-    assert started.returncode == 0, output
+    finish(launcher(*given, "--master-port", port, *training(folder, *LONG)))
     return folder
 
 
@@ -66,16 +79,12 @@ def test_one_machine_by_the_same_command() -> None:
 
 def test_a_rank_an_agent_and_a_frozen_rank(nodes: Nodes, tmp_path: Path) -> None:
     """Three failures one after another; the job goes on each time, and losses are the same."""
-    given = options(nodes, tmp_path, "--hang-s", 40, "--grace-s", 20)
+    faults = Faults(tmp_path)
+    faults.at(1, 9, KILL_RANK)
+    faults.at(1, 18, KILL_AGENT)
+    faults.at(0, 30, STOP_RANK)
+    given = options(nodes, tmp_path, "--hang-s", 40, "--grace-s", 20, *faults.options)
     started = launcher(*given, *training(tmp_path, *LONG))
-    at_step(tmp_path, 9)
-    os.kill(pid_of(tmp_path, 1), signal.SIGKILL)
-    at_step(tmp_path, 20, attempt=2)
-    agent = psutil.Process(pid_of(tmp_path, 1)).parent()
-    assert agent is not None
-    agent.kill()
-    at_step(tmp_path, 50, attempt=3)
-    os.kill(pid_of(tmp_path, 0), signal.SIGSTOP)
     output = finish(started)
     assert "first failure: rank 1 on 127.0.0.3: was killed by SIGKILL" in output
     assert "first failure: host 127.0.0.3" in output and "nothing is left there" in output
@@ -91,7 +100,9 @@ def test_a_rank_an_agent_and_a_frozen_rank(nodes: Nodes, tmp_path: Path) -> None
 
 def test_the_launcher_is_stopped_then_killed(nodes: Nodes, tmp_path: Path) -> None:
     """Detached, followed, stopped with a checkpoint; then killed, and nothing stays behind."""
-    given = options(nodes, tmp_path, "--grace-s", 20)
+    faults = Faults(tmp_path)
+    faults.slow(True)
+    given = options(nodes, tmp_path, "--grace-s", 20, *faults.options)
     finish(launcher(*given, "--detach", *training(tmp_path, *LONG)))
     script = [sys.executable, ROOT / "launch/status.py", tmp_path / "run/launch"]
     follow = subprocess.Popen([*script, "--follow"], stdout=subprocess.PIPE, text=True)
@@ -104,16 +115,17 @@ def test_the_launcher_is_stopped_then_killed(nodes: Nodes, tmp_path: Path) -> No
     nothing_left(tmp_path)
 
     started = launcher(*given, *training(tmp_path, *LONG))
-    at_step(tmp_path, 30)
+    at_step(tmp_path, 20)
     started.kill()
     started.wait()
     nothing_left(tmp_path)
+    faults.slow(False)
     finish(launcher(*given, *training(tmp_path, *LONG)))
     assert exact(tmp_path) == exact(undisturbed())
 
 
 def test_sigterm_to_the_launcher(nodes: Nodes, tmp_path: Path) -> None:
-    started = launcher(*options(nodes, tmp_path), *training(tmp_path, *LONG))
+    started = launcher(*options(nodes, tmp_path), *training(tmp_path, *ENDLESS))
     at_step(tmp_path, 9)
     started.terminate()
     assert "stopping at the next step: SIGTERM" in (
@@ -124,11 +136,10 @@ def test_sigterm_to_the_launcher(nodes: Nodes, tmp_path: Path) -> None:
 
 def test_a_node_goes_down_and_comes_back(tmp_path: Path) -> None:
     """On one node with the same samples, until the other one is there again."""
-    many = ("train.steps=100000", "train.checkpoint_every=50", "train.eval_every=100000")
     with sshd.nodes(tmp_path / "ssh", 2) as own:
         given = options(own, tmp_path, "--grace-s", 25)
-        started = launcher(*given, *training(tmp_path, *many))
-        at_step(tmp_path, 60)
+        started = launcher(*given, *training(tmp_path, *ENDLESS))
+        at_step(tmp_path, 30)
         server = own.nodes[1].server
         connections = psutil.Process(server.pid).children(recursive=True)
         own.nodes[1].stop()
@@ -136,11 +147,11 @@ def test_a_node_goes_down_and_comes_back(tmp_path: Path) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.name().startswith("sshd"):
                     process.kill()
-        alone = at_step(tmp_path, 60, attempt=2)
+        alone = at_step(tmp_path, 40, attempt=2)
         assert alone["hosts"]["127.0.0.3"]["state"] == "not used" and len(alone["ranks"]) == 1
         again = subprocess.Popen(server.args, start_new_session=True)  # type: ignore[arg-type]
         try:
-            back = at_step(tmp_path, 60, attempt=3)
+            back = at_step(tmp_path, STEPS + 1, attempt=3)
             assert len(back["ranks"]) == 2
             started.terminate()
             output = finish(started, 75)
@@ -148,12 +159,62 @@ def test_a_node_goes_down_and_comes_back(tmp_path: Path) -> None:
             os.killpg(again.pid, signal.SIGKILL)
             again.wait()
     assert "127.0.0.3: cannot be looked at" in output and "127.0.0.3 is back" in output
-    seen = {row["step"]: row for row in exact(tmp_path) if row["event"] == "train"}
-    for row in exact(undisturbed()):
-        if row["event"] == "train":
-            found = seen[row["step"]]
-            assert found["samples_seen"] == row["samples_seen"]
-            assert found["tokens_seen"] == row["tokens_seen"]
+    same_samples(tmp_path)
+    nothing_left(tmp_path)
+
+
+def same_samples(folder: Path) -> None:
+    """Each step has trained once, on what the undisturbed run trains on there."""
+    rows = [row for row in exact(folder) if row["event"] == "train"]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    whole = [row for row in exact(undisturbed()) if row["event"] == "train"]
+    assert len(rows) > len(whole)
+    for found, row in zip(rows, whole, strict=False):
+        for column in ("step", "samples_seen", "tokens_seen"):
+            assert found[column] == row[column]
+
+
+def smi(node: Node, lines: list[str], code: int = 0) -> Path:
+    """A program that says this, not yet under the name of nvidia-smi."""
+    aside = node.programs / "aside"
+    aside.write_text(SMI.format(lines=shlex.join(lines), code=code))
+    aside.chmod(0o755)
+    return aside
+
+
+def with_gpus(node: Node, lines: list[str]) -> None:
+    """What the node's nvidia-smi says from now on."""
+    smi(node, lines).replace(node.programs / "nvidia-smi")
+
+
+def test_a_gpu_dies_and_comes_back(tmp_path: Path) -> None:
+    """Ranks compute on the CPU, but the launcher holds them for users of what nvidia-smi lists."""
+    if shutil.disk_usage("/dev/shm").total < MIN_SHM:
+        pytest.skip("/dev/shm is smaller than any host with GPUs may have it")
+    faults = Faults(tmp_path)
+    with sshd.nodes(tmp_path / "ssh", 2) as own:
+        first, second = own.nodes
+        second = dataclasses.replace(second, host=dataclasses.replace(second.host, slots=2))
+        own.nodes[1] = second
+        with_gpus(first, GPUS[:1])
+        with_gpus(second, GPUS)
+        lost = smi(second, [GPUS[0], LOST], code=15)
+        faults.at(1, 30, f"os.replace({str(lost)!r}, {str(lost.with_name('nvidia-smi'))!r}); {DIE}")
+        given = options(own, tmp_path, "--grace-s", 25, "--env", "DS_ACCELERATOR=cpu")
+        given += faults.options
+        started = launcher(*given, *training(tmp_path, *ENDLESS), DS_ACCELERATOR="cuda")
+        alone = at_step(tmp_path, 40, attempt=2)
+        assert alone["hosts"]["127.0.0.3"]["state"] == "not used" and len(alone["ranks"]) == 1
+        with_gpus(second, GPUS)
+        back = at_step(tmp_path, STEPS + 1, attempt=3)
+        assert len(back["ranks"]) == 2 and back["num_failures"] == 1
+        started.terminate()
+        output = finish(started, 75)
+    assert "first failure: rank 1 on 127.0.0.3: ended with code 1" in output
+    assert "RuntimeError: CUDA error: uncorrectable ECC error" in output
+    assert f"FAIL 127.0.0.3 1 GPUs for 2 slots (nvidia-smi: {LOST})" in output
+    assert "127.0.0.3 is back: saving, to go on with more ranks" in output
+    same_samples(tmp_path)
     nothing_left(tmp_path)
 
 
@@ -167,7 +228,10 @@ def test_a_full_disk(nodes: Nodes, tmp_path: Path) -> None:
     if mounted.returncode != 0:
         pytest.skip("no tmpfs can be mounted here")
     try:
+        faults = Faults(tmp_path)
+        faults.slow(True)
         given = options(nodes, tmp_path, "--min-free-gb", "0.0001", "--max-restarts", 1)
+        given += faults.options
         started = launcher(*given, *training(tmp_path, *LONG))
         at_step(tmp_path, 9)
         with contextlib.suppress(OSError), (run / "filler").open("wb", buffering=0) as filler:
@@ -178,6 +242,7 @@ def test_a_full_disk(nodes: Nodes, tmp_path: Path) -> None:
         assert "No space left" in output or "GB free" in output, output
         nothing_left(tmp_path)
         (run / "filler").unlink()
+        faults.slow(False)
         finish(launcher(*given, *training(tmp_path, *LONG)))
         assert exact(tmp_path) == exact(undisturbed())
     finally:

@@ -1,14 +1,12 @@
 """The quickstart's recipe on two nodes, with fewer clips and steps: make test-slow."""
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
 
+from tests.launch.faults import KILL_RANK, Faults
 from tests.launch.running import (
     ROOT,
-    at_step,
     exact,
     finish,
     launcher,
@@ -16,7 +14,6 @@ from tests.launch.running import (
     nodes,
     nothing_left,
     options,
-    pid_of,
     state,
 )
 from tests.nodes import sshd
@@ -65,10 +62,9 @@ def test_a_rank_is_killed_and_the_losses_stay(nodes: Nodes, data: Path, tmp_path
     port = sshd.free_port("127.0.0.1")
     given = ["--hostfile", alone / "hostfile", "--quick", "--master-port", port]
     finish(launcher(*given, "--min-free-gb", "0.01", *quickstart(data, alone)))
-    started = launcher(*options(nodes, apart), *quickstart(data, apart))
-    at_step(apart, 6)
-    os.kill(pid_of(apart, 1), signal.SIGKILL)
-    output = finish(started)
+    faults = Faults(apart)
+    faults.at(1, 6, KILL_RANK)
+    output = finish(launcher(*options(nodes, apart, *faults.options), *quickstart(data, apart)))
     assert "first failure: rank 1 on 127.0.0.3: was killed by SIGKILL" in output
     assert state(apart)["num_failures"] == 1
     rows = exact(apart)
