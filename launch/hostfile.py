@@ -18,8 +18,8 @@ from rich.table import Table
 
 from vlm import errors
 from vlm.arguments import positive
-from vlm.nodes import discover, hostfile
-from vlm.nodes.hostfile import Host
+from vlm.nodes.hosts import discover, hostfile
+from vlm.nodes.hosts.hostfile import Host
 
 
 def main(argv: Sequence[str]) -> int:

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlm import config, errors
-from vlm.nodes import hostfile
-from vlm.nodes.verdict import Verdict, line
+from vlm.nodes.hosts import hostfile
+from vlm.nodes.hosts.verdict import Verdict, line
 from vlm.train import hosts
 
 

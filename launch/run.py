@@ -24,13 +24,15 @@ from vlm import config, log
 from vlm.arguments import amount, count
 from vlm.config import Recipe
 from vlm.errors import ConfigError, command
-from vlm.nodes import commands, environment, folder, hostfile, launcher
-from vlm.nodes.connection import Job
-from vlm.nodes.hostfile import Host
-from vlm.nodes.launcher import Launcher, Plan
-from vlm.nodes.record import LOGS, Record
-from vlm.nodes.restart import Restarts
-from vlm.nodes.verdict import Verdict
+from vlm.nodes.agent import environment
+from vlm.nodes.hosts import hostfile
+from vlm.nodes.hosts.hostfile import Host
+from vlm.nodes.hosts.verdict import Verdict
+from vlm.nodes.launcher import commands, folder, launcher
+from vlm.nodes.launcher.connection import Job
+from vlm.nodes.launcher.launcher import Launcher, Plan
+from vlm.nodes.launcher.record import LOGS, Record
+from vlm.nodes.launcher.restart import Restarts
 from vlm.train import arguments, hosts
 
 TRAIN = "launch/train.py"

@@ -16,7 +16,7 @@ net=${SETUP_NET:-/sys/class/net}
 infiniband=${SETUP_INFINIBAND:-/dev/infiniband}
 file=$HOME/.saccade_env
 
-# Names that vlm/nodes/environment.py lets through, too.
+# Names that vlm/nodes/agent/environment.py lets through, too.
 allowed='^(HF_[A-Z0-9_]*|WANDB_[A-Z0-9_]*|AWS_[A-Z0-9_]*|NCCL_[A-Z0-9_]*|GLOO_[A-Z0-9_]*|TORCH_[A-Z0-9_]*|UCX_[A-Z0-9_]*|DEEPSPEED_TIMEOUT|DS_ACCELERATOR|OMP_NUM_THREADS|TOKENIZERS_PARALLELISM)$'
 
 die() { printf 'error: %s\n' "$*" >&2; exit 2; }

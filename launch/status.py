@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.live import Live
 
 from vlm.errors import EXIT_FAULTS, command
-from vlm.nodes import folder, status
-from vlm.nodes.status import Timeline
+from vlm.nodes.launcher import folder, status
+from vlm.nodes.launcher.status import Timeline
 
 EVERY_S = 1.0
 

@@ -17,6 +17,9 @@ MAX_LINES = 400
 #: Layer of what stands above the library
 SCRIPTS = ("launch", "tools")
 
+#: Packages with layers of their own: package -> the lowest one
+WITHIN = {"data": "pool", "nodes": "hosts"}
+
 #: Modules that plan batches; no torch and no I/O reaches them
 PURE = {
     "vlm.data.plan.bucket",
@@ -35,9 +38,9 @@ UNTESTED = {
     "vlm/train/run.py": "every run of tests/train and tests/ckpt is built by it",
     "vlm/train/views.py": "tests/train/test_metrics.py looks at what they show",
     "vlm/train/watch.py": "tests/train/test_loop.py and test_incidents.py read what it writes",
-    "vlm/nodes/agent.py": "tests/nodes/test_supervise.py starts it on ssh servers",
-    "vlm/nodes/agent_watch.py": "the same",
-    "vlm/nodes/connection.py": "the same",
+    "vlm/nodes/agent/agent.py": "tests/nodes/launcher/test_supervise.py starts it on ssh servers",
+    "vlm/nodes/agent/watch.py": "the same",
+    "vlm/nodes/launcher/connection.py": "the same",
     "vlm/train/arguments.py": "tests/launch/test_train.py and test_run.py",
     "vlm/train/hosts.py": "tests/launch/test_preflight.py and test_run.py",
     "vlm/autoencoder.py": "tests/data/format/test_latents.py and tests/models/test_latent.py",
@@ -131,10 +134,10 @@ def layer_of(module: str) -> tuple[int, str]:
     return _height(layers("errors, log"), member), member
 
 
-def layer_in_data(module: str) -> tuple[int, str]:
-    """The same within ``vlm.data``."""
+def layer_within(package: str, module: str) -> tuple[int, str]:
+    """The same within ``vlm.data`` or ``vlm.nodes``."""
     member = module.split(".")[2]
-    return _height(layers("pool"), member), member
+    return _height(layers(WITHIN[package]), member), member
 
 
 def _height(among: list[list[str]], member: str) -> int:
@@ -161,14 +164,15 @@ def test_imports_look_down(path: Path) -> None:
         assert below < height or other == member, f"{path} imports {name} from its own layer or up"
 
 
-@pytest.mark.parametrize("path", [p for p in sources("vlm") if p.parts[1] == "data"], ids=str)
-def test_imports_look_down_within_data(path: Path) -> None:
+@pytest.mark.parametrize("path", [p for p in sources("vlm") if p.parts[1] in WITHIN], ids=str)
+def test_imports_look_down_within_a_package(path: Path) -> None:
     if len(path.parts) == 3 and path.name == "__init__.py":
         return
-    height, member = layer_in_data(module_name(path))
+    package = path.parts[1]
+    height, member = layer_within(package, module_name(path))
     for name in sorted(own_imports(path)):
-        if name.startswith("vlm.data."):
-            below, other = layer_in_data(name)
+        if name.startswith(f"vlm.{package}."):
+            below, other = layer_within(package, name)
             assert below < height or other == member, f"{path} imports {name} from its layer or up"
 
 

@@ -1,7 +1,7 @@
 """What a rank does right now, in a small file that its host's agent looks at.
 
 A launcher that wants to know sets ``SACCADE_BEAT`` to the file's path; without it nothing is
-written. Not here: what to think of a rank that falls silent (``vlm.nodes.hang``).
+written. Not here: what to think of a rank that falls silent (``vlm.nodes.launcher.hang``).
 """
 
 import json

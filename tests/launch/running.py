@@ -16,7 +16,7 @@ from tests.nodes import sshd
 from tests.nodes.sshd import Nodes
 from tests.train import helpers
 from tests.waiting import wait_for
-from vlm.nodes.hostfile import to_text
+from vlm.nodes.hosts.hostfile import to_text
 from vlm.train.metrics import read_rows
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import pytest
 
 from tests.nodes import sshd
 from tests.train import helpers
-from vlm.nodes.hostfile import to_text
+from vlm.nodes.hosts.hostfile import to_text
 
 ROOT = Path(__file__).parents[2]
 

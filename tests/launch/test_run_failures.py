@@ -38,8 +38,8 @@ from tests.nodes import sshd
 from tests.nodes.sshd import Node, Nodes
 from tests.system import require
 from tests.train import helpers
-from vlm.nodes.hostfile import to_text
-from vlm.nodes.verdict import MIN_SHM
+from vlm.nodes.hosts.hostfile import to_text
+from vlm.nodes.hosts.verdict import MIN_SHM
 
 __all__ = ["nobody_stays", "nodes"]  # fixtures
 pytestmark = pytest.mark.slow

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vlm.nodes import environment, ssh
+from vlm.nodes.agent import environment
+from vlm.nodes.hosts import ssh
 
 ROOT = Path(__file__).parents[2]
 #: of a container

@@ -2,7 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vlm.nodes.record import Record
+from vlm.nodes.launcher.record import Record
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,9 +12,9 @@ import psutil
 from tests.nodes import sshd
 from tests.nodes.sshd import Nodes
 from tests.waiting import wait_for
-from vlm.nodes.connection import Job, Place
-from vlm.nodes.outcome import Outcome
-from vlm.nodes.supervise import Attempt
+from vlm.nodes.launcher.connection import Job, Place
+from vlm.nodes.launcher.outcome import Outcome
+from vlm.nodes.launcher.supervise import Attempt
 
 ROOT = Path(__file__).parents[2]
 AWKWARD = ["<|image|> $HOME 'q' ; a", "", "*", "é"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.system import require
-from vlm.nodes.hostfile import Host
+from vlm.nodes.hosts.hostfile import Host
 
 
 @dataclass(frozen=True)

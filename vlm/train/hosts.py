@@ -1,7 +1,7 @@
 """What a run needs of its hosts, and a look at whether they have it.
 
 Shared by ``launch/preflight.py`` and ``launch/run.py``. Not here: the look itself
-(``vlm.nodes.preflight``).
+(``vlm.nodes.hosts.preflight``).
 """
 
 import argparse
@@ -18,9 +18,9 @@ from vlm.ckpt.files import sha256
 from vlm.config import Recipe
 from vlm.data.manifest import manifest
 from vlm.data.storage import remote
-from vlm.nodes import preflight, ssh
-from vlm.nodes.hostfile import Host
-from vlm.nodes.verdict import Verdict, Wanted
+from vlm.nodes.hosts import preflight, ssh
+from vlm.nodes.hosts.hostfile import Host
+from vlm.nodes.hosts.verdict import Verdict, Wanted
 
 #: of the shards, so many are looked at on every host
 MAX_SHARDS = 1000
