@@ -8,8 +8,9 @@ where it has ended, 1 where its launcher was killed, 2 a mistake.
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -32,25 +33,28 @@ def main(argv: Sequence[str]) -> int:
         console.print(status.table(state, time.time(), list(timeline.last)))
     elif console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
-            while True:
-                state = folder.read(args.job)
+            for state in _states(args.job):
                 list(timeline.new())
                 live.update(status.table(state, time.time(), list(timeline.last)), refresh=True)
-                if not folder.alive(state):
-                    break
-                time.sleep(EVERY_S)
     else:
-        while True:
-            state = folder.read(args.job)  # first, so that no line comes after the end
+        for _ in _states(args.job):
             for line in timeline.new():
                 sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
-            if not folder.alive(state):
-                break
-            time.sleep(EVERY_S)
+    state = folder.read(args.job)
     if folder.alive(state):
         return 0
     return EXIT_FAULTS if state["exit_code"] is None else state["exit_code"]
+
+
+def _states(job: Path) -> Iterator[dict[str, Any]]:
+    """Of a job until it ends; each is read before its lines, so that none comes after the end."""
+    state = folder.read(job)
+    while folder.alive(state):
+        yield state
+        time.sleep(EVERY_S)
+        state = folder.read(job)
+    yield state
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -134,6 +134,28 @@ def test_sigterm_to_the_launcher(nodes: Nodes, tmp_path: Path) -> None:
     nothing_left(tmp_path)
 
 
+SAVES = """
+import signal, sys, time
+from vlm.heartbeat import Heartbeat
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+Heartbeat().beat("train", 1)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_other_signals_end_any_script_as_well(number: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "saves.py").write_text(SAVES)
+    (tmp_path / "hostfile").write_text("localhost slots=1\n")
+    given = ["--hostfile", tmp_path / "hostfile", "--quick", "--min-free-gb", "0.01"]
+    given += ["--master-port", sshd.free_port("127.0.0.1"), "--job", tmp_path / "run/launch"]
+    started = launcher(*given, "--", tmp_path / "saves.py")
+    at_step(tmp_path, 1)
+    started.send_signal(number)
+    assert "code 75: stopped as asked" in finish(started, 75)
+    nothing_left(tmp_path)
+
+
 def test_a_node_goes_down_and_comes_back(tmp_path: Path) -> None:
     """On one node with the same samples, until the other one is there again."""
     with sshd.nodes(tmp_path / "ssh", 2) as own:

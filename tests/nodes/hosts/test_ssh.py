@@ -80,6 +80,19 @@ def test_a_host_that_cannot_be_reached(nodes: Nodes, change: dict[str, object], 
     assert said in answer.stderr
 
 
+def test_variables_of_the_provider_and_of_the_node_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ssh that runs a command reads no login files."""
+    (tmp_path / "provider").write_text("export POD='a b'\nexport BOTH=provider\n")
+    (tmp_path / ".saccade_env").write_text("export BOTH=node\nexport K=node\n")
+    monkeypatch.setattr(ssh, "PROVIDER_ENV", str(tmp_path / "provider"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = ssh.script(["printenv", "POD", "BOTH", "K"], env={"K": "given"})
+    answer = ssh.run(Host(ssh.LOCALHOST, 1), text, timeout_s=60)
+    assert answer == ssh.Answer(0, "a b\nnode\ngiven\n", "")
+
+
 def test_on_this_machine_all_that_was_started_ends_in_time() -> None:
     begun = time.monotonic()
     answer = ssh.run(Host(ssh.LOCALHOST, 1), "sleep 60 & sleep 60\n", timeout_s=1)

@@ -17,6 +17,8 @@ from vlm.nodes.launcher.record import Record
 print("starting")
 if sys.argv[2] == "fails":
     sys.exit("error: that went wrong")
+if sys.argv[2] == "waits":
+    time.sleep(60)
 Record(Path(sys.argv[1]), "job", []).write()
 time.sleep(60)
 """
@@ -49,10 +51,16 @@ def test_what_lives(tmp_path: Path) -> None:
         folder.read(tmp_path / "nowhere")
 
 
-def test_a_launcher_that_is_left_alone(tmp_path: Path) -> None:
+def test_a_launcher_that_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def argv(how: str) -> list[str]:
         return [sys.executable, "-c", LAUNCHER, str(tmp_path), how]
 
+    with monkeypatch.context() as hurried:
+        hurried.setattr(folder, "DETACH_S", 0.2)
+        with pytest.raises(ConfigError, match="did not start"):
+            folder.detach(argv("waits"), tmp_path)
+    started = [" ".join(child.cmdline()) for child in psutil.Process().children()]
+    assert not [line for line in started if str(tmp_path) in line]  # it does not come up later
     with pytest.raises(ConfigError, match="did not start: error: that went wrong"):
         folder.detach(argv("fails"), tmp_path)
     pid = folder.detach(argv("runs"), tmp_path)

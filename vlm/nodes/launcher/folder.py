@@ -122,5 +122,7 @@ def detach(argv: Sequence[str], folder: Path) -> int:
         if (folder / STATE).exists():
             return process.pid
         time.sleep(0.05)
+    process.kill()  # or it would come up after all
+    process.wait()
     said = path.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
     raise ConfigError(f"the launcher did not start: {said or 'it said nothing'}")
