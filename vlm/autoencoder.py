@@ -18,16 +18,17 @@ from vlm.errors import ConfigError
 class Autoencoder:
     """Not a module: it never trains, and is no part of what is saved."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, shapes_only: bool = False) -> None:
         """Loads it.
 
         Args:
             name: Folder or Hugging Face id of an ``AutoencoderKL``, itself or in ``vae/``.
+            shapes_only: on the meta device.
 
         Raises:
             ConfigError: diffusers is not installed, or there is no such model.
         """
-        self.model = _load(name)
+        self.model = _load(name, shapes_only)
         config = self.model.config
         self.scale = float(config.scaling_factor)
         self.shift = float(config.shift_factor or 0.0)
@@ -53,7 +54,13 @@ def autoencoder(name: str) -> Autoencoder:
     return Autoencoder(name)
 
 
-def _load(name: str) -> Any:
+@lru_cache(maxsize=1)
+def shapes_of(name: str) -> Autoencoder:
+    """The same on the meta device: no weights are read, and latents have a shape only."""
+    return Autoencoder(name, shapes_only=True)
+
+
+def _load(name: str, shapes_only: bool) -> Any:
     try:
         # an optional dependency
         from diffusers import AutoencoderKL
@@ -64,6 +71,10 @@ def _load(name: str) -> Any:
     problems = []
     for folder in (None, "vae"):
         try:
+            if shapes_only:
+                config = AutoencoderKL.load_config(name, subfolder=folder)
+                with torch.device("meta"):
+                    return AutoencoderKL.from_config(config).eval()
             model = AutoencoderKL.from_pretrained(name, subfolder=folder, use_safetensors=True)
         except (OSError, ValueError) as error:
             problems.append(str(error))

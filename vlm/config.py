@@ -18,7 +18,6 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from vlm.config_model import (
     CONNECTORS,
     FoveationConfig,
-    LatentConfig,
     ModelConfig,
 )
 from vlm.config_optim import OptimConfig
@@ -215,9 +214,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _latents_are_of_the_frames(self) -> "Recipe":
-        connector = self.model.connector
-        stored = isinstance(connector, LatentConfig) and connector.stored_shape is not None
-        if stored and self.data.augment != AugmentConfig():
+        if self.model.latent_shape is not None and self.data.augment != AugmentConfig():
             raise ValueError(
                 "data.augment changes frames, but not their stored latents; remove it, or name an "
                 "autoencoder in model.connector.autoencoder"

@@ -248,6 +248,11 @@ class ModelConfig(Strict):
         dict[Component, Annotated[int, Field(gt=0)] | None], BeforeValidator(_frozen_for_good)
     ] = {}
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int] | None:
+        """(C, h, w) of the latents that samples must bring; None where they need not."""
+        return self.connector.stored_shape if isinstance(self.connector, LatentConfig) else None
+
     @model_validator(mode="after")
     def _has_what_trains(self) -> "ModelConfig":
         missing = sorted({"vision", "connector"} - {k for k, v in self.freeze.items() if v is None})

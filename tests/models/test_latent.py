@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.models.reference import sample, single
 from tests.models.tiny import CONNECTOR, IMAGE, LANGUAGE, SIZE, VISION, make_batch
+from vlm.autoencoder import autoencoder
 from vlm.errors import ConfigError
 from vlm.models import registry
 from vlm.models.latent import TASKS, FoveatedLatentModel, LatentConfig
@@ -149,16 +150,20 @@ def test_captions_are_generated_and_survive_a_round_trip(tmp_path: Path) -> None
     assert torch.equal(loaded.predictions(batch), model.predictions(batch))
 
 
-def test_latents_are_made_on_the_fly_and_decoded(tmp_path: Path) -> None:
+def save_autoencoder(folder: Path) -> str:
+    """Where a tiny random one lies, which halves a side once."""
     diffusers = pytest.importorskip("diffusers", reason="pip install saccade[latents]")
-    from vlm.autoencoder import autoencoder  # after the check
-
     diffusers.AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         norm_num_groups=4,
-    ).save_pretrained(tmp_path)
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+def test_latents_are_made_on_the_fly_and_decoded(tmp_path: Path) -> None:
+    save_autoencoder(tmp_path)
     batch = make_batch(SAMPLES)
     model = make_model(autoencoder=str(tmp_path), latent_size=SIZE // 2)
     known = dataclasses.replace(batch, latents=autoencoder(str(tmp_path)).encode(batch.frames))

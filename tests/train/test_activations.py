@@ -1,15 +1,17 @@
 """Bytes found without running against what autograd is handed in real passes."""
 
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.models import cases, tiny
+from tests.models import cases, test_latent, tiny
 from tests.models import test_cross_attention as cross_attention
 from tests.train.allocated import allocated
+from vlm.autoencoder import shapes_of
 from vlm.models import registry
 from vlm.models.foveated import FoveatedModel
 from vlm.train.activations import PassBytes, pass_bytes
@@ -101,6 +103,31 @@ def test_a_decoder_that_looks_beside_the_text(lean: bool) -> None:
         found = pass_bytes(make(), batch, torch.float32)
     real = allocated(make(), batch, "one_pass")
     assert (found.kept, found.peak) == pytest.approx(real, rel=0.02)
+
+
+@pytest.mark.parametrize(("made", "lean"), [(False, True), (True, False)])
+def test_a_model_that_predicts_latents(made: bool, lean: bool, tmp_path: Path) -> None:
+    """What convolutions need for a moment on a CPU is torch's own business."""
+    keys: dict[str, Any] = {}
+    if made:
+        name = test_latent.save_autoencoder(tmp_path)
+        keys = {"autoencoder": name, "latent_size": tiny.SIZE // 2}
+        shapes_of(name)  # its weights are there before the pass
+
+    def make() -> Any:
+        model = test_latent.make_model(head="mlp", **keys).float().train()
+        model.vision.gradient_checkpointing = model.connector.gradient_checkpointing = lean
+        if lean:
+            model.language.lm.gradient_checkpointing_enable({"use_reentrant": False})
+        return model
+
+    batch = BATCH if made else test_latent.with_latents(BATCH)
+    for mode in ("joint", "unconditioned"):
+        with torch.device("meta"):
+            found = pass_bytes(make(), batch, torch.float32, mode)
+        real = allocated(make(), batch, mode)
+        assert found.kept == pytest.approx(real.kept, rel=1e-3)
+        assert found.peak == pytest.approx(real.peak, rel=0.02)
 
 
 def test_checkpointing_and_pieces_keep_less() -> None:

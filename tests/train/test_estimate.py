@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from tests.models import cases, tiny
+from tests.models import cases, test_latent, tiny
 from tests.models import test_cross_attention as cross_attention
 from tests.train import helpers
 from tests.train.allocated import allocated
@@ -24,6 +25,8 @@ from vlm.train.estimate import (
     Fit,
     Hardware,
     _advice,
+    _meta_model,
+    _sizes,
     _worst,
     estimate,
 )
@@ -43,6 +46,7 @@ FAMILIES = {
         f"model.language={json.dumps({'config': GPT2})}",
         "model.connector={}",
     ),
+    "foveated_latent": ("model.family=foveated_latent", "model.connector={latent_size: 2}"),
 }
 #: with dropout a CPU has no attention that keeps what flash attention keeps
 NO_DROPOUT = "model.language.config.attention_dropout=0"
@@ -75,7 +79,7 @@ def test_sums_time_and_money(tmp_path: Path) -> None:
     assert found.model_flops < found.hardware_flops
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "foveated_latent"])
 def test_the_heaviest_micro_batches_bound_what_any_of_the_plan_really_takes(
     family: str, tmp_path: Path
 ) -> None:
@@ -111,11 +115,22 @@ PROJECTED = {
 }
 
 
-@pytest.mark.parametrize("family", ["multi_token", "blind", "cross_attention", *PROJECTED])
-def test_baselines_are_estimated_too(family: str, tmp_path: Path) -> None:
-    found = run(tmp_path, *(FAMILIES | PROJECTED)[family])
+@pytest.mark.parametrize("family", [*FAMILIES, *PROJECTED])
+def test_all_families_are_estimated_too(family: str, tmp_path: Path) -> None:
+    found = run(tmp_path, "data.augment={}", *(FAMILIES | PROJECTED)[family])
     assert 0 < found.model_flops < found.hardware_flops and found.step_s > 0
     assert found.fits["zero2"].activations > 0
+
+
+def test_an_autoencoder_that_makes_latents_lies_beside_the_model(tmp_path: Path) -> None:
+    name = test_latent.save_autoencoder(tmp_path)
+    keys = {"latent_size": tiny.SIZE // 2, "autoencoder": name}
+    recipe = helpers.recipe(
+        tmp_path, "model.family=foveated_latent", f"model.connector={json.dumps(keys)}"
+    )
+    sizes = _sizes(_meta_model(recipe, 300), recipe)
+    weights = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
+    assert sizes.packed_bytes == sum(weight.nbytes for weight in weights.values())
 
 
 def fit(name: str, total: float, passing: float) -> Fit:

@@ -35,6 +35,14 @@ def test_a_step_of_all_ranks(stage: int) -> None:
     assert 0.5 * executed < found <= executed
 
 
+def test_layers_that_nobody_can_count_end_no_run(caplog: pytest.LogCaptureFixture) -> None:
+    model = engines.make_model()
+    model.language.lm.model.layers[1].mlp = torch.nn.Identity()
+    run: Any = SimpleNamespace(engine=SimpleNamespace(module=model), recipe=engines.recipe())
+    assert mfu.step_flops(run, 0, []) is None
+    assert "no MFU: LlamaDecoderLayer: found linear maps in self_attn" in caplog.text
+
+
 def test_utilisation(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mfu.utilisation(6e14, gpus.GPUS["a100-80gb"].peak_flops, 4) == {
         "tflops_per_s": 600.0,

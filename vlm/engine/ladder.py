@@ -108,8 +108,9 @@ def part(batch: Batch, first: int, last: int) -> Batch:
         groups=batch.groups[first:last],
         max_seqlen=int(batch.cu_seqlens[first : last + 1].diff().max()),
         max_prefix=int(positions[frame_index].max()) + 1 if has_frames else 1,
+        max_frames=max(1, int(batch.cu_frames[first : last + 1].diff().max())),
         keys=batch.keys[first:last],
-        kind=batch.kind if has_frames else "text",
+        kind=batch.kind if begin < end else "text",
         pair_rows=_pairs(batch.pair_rows, first, last),
         reference=_pairs(batch.reference, first, last),
     )

@@ -1,8 +1,9 @@
-"""Operations of a frame in a tower and connector of any make, counted by torch on the meta device.
+"""Operations of a frame in modules of any make, counted by torch on the meta device.
 
 For families that read every frame once and alike (``vlm.models.one_pass.Projected``): one frame
 goes through a twin of the model without contents, forward and backward, under
-``torch.utils.flop_counter``; a micro-batch costs as much for each frame. Where it can be told from
+``torch.utils.flop_counter``; a micro-batch costs as much for each frame. So do heads that predict
+latents, and the autoencoder that makes them. Where it can be told from
 sizes alone, ``vlm.models.flop_parts`` does.
 
 Legend: H, W height and width of frames in pixels.
@@ -10,14 +11,17 @@ Legend: H, W height and width of frames in pixels.
 
 import functools
 import json
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from vlm.autoencoder import shapes_of
 from vlm.models.flop_blocks import Flops
+from vlm.models.latent import LatentFoveation
 
 
 class FrameFlops(NamedTuple):
@@ -66,10 +70,43 @@ def _of_frame(
     return FrameFlops(vision, connector, visual.shape[1], visual.requires_grad)
 
 
-def _run(module: nn.Module, given: Tensor) -> tuple[Flops, Tensor]:
+def of_prediction(connector: LatentFoveation, grad: bool) -> Flops:
+    """Of one latent that is predicted; ``grad``: the state before its frame asks for a gradient."""
+    head, shape = connector.head, connector.latent_shape
+    trained = tuple(name for name, p in head.named_parameters() if p.requires_grad)
+    dim, start = connector.llm_to_query.in_features, connector.z_vae_init.weight.requires_grad
+    family: Any = type(head)
+    return _of_prediction(family, dim, shape, trained, grad, start)
+
+
+@functools.lru_cache(maxsize=32)
+def _of_prediction(
+    family: Any,
+    dim: int,
+    shape: tuple[int, int, int],
+    trained: tuple[str, ...],
+    grad: bool,
+    start: bool,
+) -> Flops:
+    with torch.device("meta"):
+        head = family(dim, *shape[:2])
+        state, previous = torch.zeros(1, dim), torch.zeros(1, *shape)
+    for name, parameter in head.named_parameters():
+        parameter.requires_grad_(name in trained)
+    return _run(head, state.requires_grad_(grad), previous.requires_grad_(start))[0]
+
+
+@functools.lru_cache(maxsize=4)
+def of_latent(name: str, size: tuple[int, int]) -> Flops:
+    """Of a frozen autoencoder that makes one frame's latent."""
+    frame = torch.zeros(1, 3, *size, dtype=torch.uint8, device="meta")
+    return _run(shapes_of(name).encode, frame)[0]
+
+
+def _run(module: Callable[..., Tensor], *given: Tensor) -> tuple[Flops, Tensor]:
     """Forward and backward, and what came out."""
     with FlopCounterMode(display=False) as counter:
-        found = module(given)
+        found = module(*given)
         forward = counter.get_total_flops()
         if found.requires_grad:
             found.sum().backward()

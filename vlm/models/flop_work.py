@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from vlm.batch import Batch
+from vlm.models.latent_layout import Order
 
 
 class Shapes(NamedTuple):
@@ -69,9 +70,26 @@ class Work(NamedTuple):
     context: Pass
 
 
-def executed(shapes: Shapes, flat: bool) -> Work:
-    """With padding, and a blank frame where there is none."""
-    longest, prefix = max(shapes.lengths), max(1, *shapes.prefixes)
+def laid_out(shapes: Shapes, order: Order) -> Shapes:
+    """Of ``vlm.models.latent_layout.lay_out``, which gives each frame one placeholder."""
+    rows = []
+    for length, frames in zip(shapes.lengths, shapes.frames, strict=True):
+        text = length - frames
+        before = {"text first": text, "no text": 1, "frames first": 0}[order]
+        behind = 1 + text if order == "frames first" else 0
+        rows.append((before + 1 + frames + behind, before + 1 + frames if frames else 0))
+    lengths, prefixes = zip(*rows, strict=True)
+    scored = shapes.num_loss_tokens if order == "frames first" else 0
+    return shapes._replace(lengths=lengths, prefixes=prefixes, num_loss_tokens=scored)
+
+
+def executed(shapes: Shapes, flat: bool, longest: int | None = None) -> Work:
+    """With padding, and a blank frame where there is none.
+
+    Args:
+        longest: length of rows; None: that of the longest sample.
+    """
+    longest, prefix = longest or max(shapes.lengths), max(1, *shapes.prefixes)
     if flat:
         full = _flat(shapes.lengths)
         reach = _flat(tuple(min(length, prefix) for length in shapes.lengths))

@@ -20,11 +20,15 @@ from torch import nn
 
 from vlm.models.baselines import BlindModel, MultiTokenModel
 from vlm.models.cross_attention import CrossAttentionModel
-from vlm.models.flop_blocks import Context, Flops, Layer, attend, linear_map
-from vlm.models.flop_frames import of_frame
+from vlm.models.flop_blocks import Context, Flops, linear_map
+from vlm.models.flop_frames import of_frame, of_latent, of_prediction
+from vlm.models.flop_looks import LookFlops
 from vlm.models.flop_parts import PatchFlops, TextFlops
-from vlm.models.flop_work import Shapes, Work, executed, needed
+from vlm.models.flop_work import Shapes, Work, executed, laid_out, needed
 from vlm.models.foveated import FoveatedModel, Mode
+from vlm.models.latent import TASKS, FoveatedLatentModel
+from vlm.models.latent import Mode as LatentMode
+from vlm.models.latent_layout import MARKERS
 from vlm.models.one_pass import Projected
 from vlm.models.perceiver import PerceiverModel
 from vlm.models.prefix import PrefixModel
@@ -36,14 +40,14 @@ class MicroBatchFlops:
     model: float
     #: what is executed
     hardware: float
-    #: ``hardware`` by part: vision, query, connector, language, head
+    #: ``hardware`` by part, see ``PARTS``
     parts: dict[str, Flops]
 
 
-PARTS = ("vision", "query", "connector", "language", "head")
+PARTS = ("autoencoder", "vision", "query", "connector", "language", "head")
 
 
-class FlopCounter:
+class FoveatedCounter:
     """Of one foveated model as it trains now: make a new one when a component thaws.
 
     Raises:
@@ -51,13 +55,8 @@ class FlopCounter:
     """
 
     def __init__(self, model: FoveatedModel) -> None:
-        self._model, connector = model, model.connector
-        self._patches, self._text = PatchFlops(model.vision), TextFlops(model.language)
-        self._query_in = linear_map(connector.query_input_proj)
-        self._query_out = linear_map(connector.output_proj)
-        self._to_language = linear_map(connector.dino_to_llm)
-        self._to_query = linear_map(connector.llm_to_query)
-        self._learned = any(p.requires_grad for p in connector.q_static.parameters())
+        self._model, self._looks = model, LookFlops(model)
+        self._text = TextFlops(model.language)
 
     def micro_batch(self, shapes: Shapes, mode: Mode = "coarse_fine") -> MicroBatchFlops:
         """Forward and backward; only forward in a mode that has no gradient."""
@@ -68,17 +67,15 @@ class FlopCounter:
         parts = {name: Flops() for name in PARTS}
         trains = mode in self._model.train_modes
         lean = trains and self._model.vision.gradient_checkpointing
-        self._patches.run(parts["vision"], work, lean, for_queries=True)
+        self._looks.see(parts, work, lean)
         if mode == "autoregressive":
-            self._look(parts, work, self._learned, lean, first=True)
-            self._to_query.run(parts["connector"], work.num_frames, False)
+            self._looks.look(parts, work, False, lean, first=True)
+            self._looks.ask(parts, work, False)
             self._text.read(parts["language"], work.stepped, False)
             self._text.score(parts["head"], work.num_loss_tokens, False)
         else:
             self._passes(parts, work, mode, lean)
-        if not trains:
-            parts = {name: Flops(flops.forward) for name, flops in parts.items()}
-        return parts
+        return parts if trains else _forward(parts)
 
     def _passes(self, parts: dict[str, Flops], work: Work, mode: Mode, lean: bool) -> None:
         """Looks and readings in turn; each look but the first asks from the reading before."""
@@ -87,67 +84,58 @@ class FlopCounter:
         if mode == "coarse_only":
             weights = (1.0,)
         for index, weight in enumerate(weights):
-            grad = asked or self._learned
-            tokens = self._look(parts, work, grad, lean, first=index == 0)
+            tokens = self._looks.look(parts, work, asked, lean, first=index == 0)
             reach = work.full if weight > 0 else work.prefix
             hidden = self._text.read(parts["language"], reach, tokens)
             if weight > 0:
                 self._text.score(parts["head"], work.num_loss_tokens, hidden)
             # the coarse mode asks, too, so that all parameters have a gradient
             if index + 1 < len(weights) or mode == "coarse_only":
-                asked = self._to_query.run(parts["connector"], work.num_frames, hidden)
+                asked = self._looks.ask(parts, work, hidden)
 
-    def _look(
-        self, parts: dict[str, Flops], work: Work, grad: bool, lean: bool, *, first: bool
-    ) -> bool:
-        """Queries through connector, tower and connector; True if tokens ask for a gradient."""
-        own, query, num = Flops(), Flops(), work.num_frames
-        grad = self._query_in.run(own, num, grad)
-        grad = self._query(query, work, grad, lean, first)
-        grad = self._query_out.run(own, num, grad)
-        grad = self._to_language.run(own, num, grad)
-        if self._model.connector.gradient_checkpointing and grad:
-            # recomputing stops before the last map, whose result nobody keeps
-            own.recompute += own.forward - self._to_language.forward(num)
-            query.recompute += query.forward
-            if lean:
-                query.recompute += sum(
-                    self._patches.offered(work, layer).forward for layer in self._looked_at
-                )
-        parts["connector"] += own
-        parts["query"] += query
-        return grad
 
-    def _query(self, flops: Flops, work: Work, grad: bool, lean: bool, first: bool) -> bool:
-        """One token per frame through the tower's layers; it attends, no patch attends to it."""
-        vision, num = self._model.vision, work.num_frames
-        pairs = num * (self._patches.frame_tokens(work)[0] + vision.sees_itself)
-        for layer in self._looked_at:
-            own, offered = Flops(), self._patches.offered(work, layer)
-            query, key, value = layer.attention.inner
-            normed = grad or layer.norms_train
-            kept = offered.backward > 0
-            asks = query.run(own, num, normed)
-            if vision.sees_itself:
-                key.run(own, num, normed)
-                value.run(own, num, normed)
-            keys = kept or (vision.sees_itself and normed)
-            mixed = attend(own, pairs, layer.attention.outer.width, (asks, keys, keys))
-            mixed = layer.attention.outer.run(own, num, mixed)
-            grad = mixed if vision.shallow else layer.run_mlps(own, num, mixed or grad)
-            if lean:  # keys and values are projected again for each look
-                own.recompute += offered.forward
-                if grad and not vision.shallow:
-                    own.recompute += offered.forward + own.forward
-                if not (first and layer is self._patches.layers[-1]):
-                    own.recompute += offered.backward
-            flops += own
-        return grad
+class LatentCounter:
+    """Of one model that also predicts latents, as it trains now.
 
-    @property
-    def _looked_at(self) -> list[Layer]:
-        layers = self._patches.layers
-        return layers[-1:] if self._model.vision.shallow else layers
+    Raises:
+        ConfigError: a language model whose layers are not attention and dense MLPs.
+    """
+
+    def __init__(self, model: FoveatedLatentModel) -> None:
+        self._model, self._looks = model, LookFlops(model)
+        self._text = TextFlops(model.language)
+
+    def micro_batch(self, shapes: Shapes, mode: LatentMode = "joint") -> MicroBatchFlops:
+        """Forward and backward; only forward in a mode that has no gradient."""
+        order = TASKS["joint" if mode == "autoregressive" else mode].order
+        real, rows = laid_out(shapes, order), max(shapes.lengths) + MARKERS
+        run = executed(real, self._model.language.is_flat, rows)
+        # where no token is learned the head scores one, times zero
+        run = run._replace(num_loss_tokens=max(1, run.num_loss_tokens))
+        return _totals(self._count(run, mode), self._count(needed(real), mode))
+
+    def _count(self, work: Work, mode: LatentMode) -> dict[str, Flops]:
+        parts, model = {name: Flops() for name in PARTS}, self._model
+        trains = mode in model.train_modes
+        if model.connector.autoencoder is not None:
+            latent = of_latent(model.connector.autoencoder, work.frame_size)
+            parts["autoencoder"] = latent.times(work.num_frames)
+        lean = trains and model.vision.gradient_checkpointing
+        self._looks.see(parts, work, lean)
+        markers = any(one.weight.requires_grad for one in model.connector.markers)
+        if mode == "autoregressive":
+            passes, reach = 1, work.stepped
+        else:
+            passes, reach = 1 + len(model.fine_weights), work.full
+        hidden = False
+        for index in range(passes):
+            if index > 0 or mode == "autoregressive":
+                hidden = self._looks.ask(parts, work, hidden)
+            tokens = self._looks.look(parts, work, hidden, lean, first=index == 0)
+            hidden = self._text.read(parts["language"], reach, tokens or markers)
+            parts["connector"] += of_prediction(model.connector, hidden).times(work.num_frames)
+        self._text.score(parts["head"], work.num_loss_tokens, hidden)
+        return parts if trains else _forward(parts)
 
 
 class OnePassCounter:
@@ -210,6 +198,10 @@ class ProjectedCounter:
         return parts
 
 
+def _forward(parts: dict[str, Flops]) -> dict[str, Flops]:
+    return {name: Flops(flops.forward) for name, flops in parts.items()}
+
+
 def _totals(executed_parts: dict[str, Flops], needed_parts: dict[str, Flops]) -> MicroBatchFlops:
     return MicroBatchFlops(
         model=sum(flops.useful for flops in needed_parts.values()),
@@ -220,7 +212,8 @@ def _totals(executed_parts: dict[str, Flops], needed_parts: dict[str, Flops]) ->
 
 #: by class and no other: families that derive from one compute more
 COUNTERS: dict[type, Any] = {
-    FoveatedModel: FlopCounter,
+    FoveatedModel: FoveatedCounter,
+    FoveatedLatentModel: LatentCounter,
     MultiTokenModel: OnePassCounter,
     BlindModel: OnePassCounter,
     PerceiverModel: ProjectedCounter,

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vlm.autoencoder import autoencoder
+from vlm.autoencoder import autoencoder, shapes_of
 from vlm.batch import Batch
 from vlm.errors import ConfigError
 from vlm.models.family import FamilyConfig, Output, Prefill
@@ -89,6 +89,11 @@ class LatentFoveation(Foveation):
         self.end_token = LearnedQuery(language_dim, std)
         self.z_vae_init = LearnedQuery(latent_channels * latent_size**2, 0.0)
         self.head = HEADS[head](language_dim, latent_channels, latent_size)
+
+    @property
+    def markers(self) -> tuple[LearnedQuery, ...]:
+        """The learned tokens of the sequence."""
+        return self.coarse_token, self.fine_token, self.no_text_token, self.end_token
 
     def _look(self, vision: VisionEncoder, cache: list[LayerCache], queries: Tensor) -> Tensor:
         token = super()._look(vision, cache, queries)
@@ -163,7 +168,8 @@ class FoveatedLatentModel(FoveatedModel):
                     "model.connector.autoencoder: the samples bring no latents and no autoencoder "
                     "is named; name one, or precompute them (tools/precompute.py --latents)"
                 )
-            found = autoencoder(self.connector.autoencoder).encode(batch.frames)
+            load = shapes_of if batch.frames.is_meta else autoencoder
+            found = load(self.connector.autoencoder).encode(batch.frames)
         if found.shape[1:] != self.connector.latent_shape:
             wanted = " x ".join(map(str, self.connector.latent_shape))
             raise ConfigError(
@@ -203,17 +209,19 @@ class FoveatedLatentModel(FoveatedModel):
         return self.language.prefill(embeds, layout.batch)
 
     def _passes(self, layout: Layout) -> Passes:
-        batch, found = layout.batch, []
+        batch = layout.batch
+        found: list[Tensor] = []
         _, cache = self.vision(batch.frames)
         queries, marker = self.static_queries(batch), self.connector.coarse_token
         seen = {}
         for name in ("coarse", *["fine"] * len(self.fine_weights)):
+            if found:
+                queries = self.next_queries(batch, at_frames(found[-1], batch))
+                marker = self.connector.fine_token
             tokens = self.connector(self.vision, cache, queries)
             seen[name] = (queries, tokens)
             embeds = fill(self._embeds(layout, marker), batch.frame_index, tokens)
             found.append(self.language(embeds, batch))
-            queries = self.next_queries(batch, at_frames(found[-1], batch))
-            marker = self.connector.fine_token
         return Passes(found, cache, seen)
 
     def _autoregressive(self, layout: Layout) -> Tensor:

@@ -20,6 +20,8 @@ from vlm.batch import Batch
 from vlm.models.language import coordinates
 
 Order = Literal["text first", "no text", "frames first"]
+#: most learned tokens that a sample gets beside its own
+MARKERS = 2
 
 
 class Layout(NamedTuple):
@@ -48,28 +50,28 @@ def lay_out(batch: Batch, order: Order) -> Layout:
     num_text = batch.input_ids.numel() - num_frames
     total = num_frames + 2 * num_samples + (0 if order == "no text" else num_text)
     total -= num_samples if order == "text first" else 0
-    # the place of each text token: its rank within its sample's text, behind what comes first
-    rank = (~is_frame).cumsum(0) - 1 - F.pad(text.cumsum(0), (1, 0))[row]
+    # where each token goes, by its rank among its sample's frames, or among its text
+    frame_rank = is_frame.cumsum(0) - 1 - batch.cu_frames[row]
+    text_rank = (~is_frame).cumsum(0) - 1 - F.pad(text.cumsum(0), (1, 0))[row]
     first = starts[:-1] if order == "text first" else mode + frames + 2
-    place = first[row] + rank
+    place = torch.where(is_frame, (mode + 1)[row] + frame_rank, first[row] + text_rank)
     ids = batch.input_ids.new_zeros(total)
     if order != "no text":
-        ids[place[~is_frame]] = batch.input_ids[~is_frame]
-    own = torch.repeat_interleave(torch.arange(num_samples, device=ids.device), starts.diff())
-    frame_row = row[batch.frame_index]
-    frame_rank = torch.arange(num_frames, device=ids.device) - batch.cu_frames[frame_row]
+        ids = ids.index_put((place,), batch.input_ids.masked_fill(is_frame, 0))
+    flat = torch.arange(total, device=ids.device)
+    own = torch.searchsorted(starts[1:-1], flat, right=True)
     scored = order == "frames first"
     laid = dataclasses.replace(
         batch,
         input_ids=ids,
         labels=ids,
-        position_ids=torch.arange(total, device=ids.device) - starts[own],
+        position_ids=flat - starts[own],
         cu_seqlens=starts,
-        frame_index=mode[frame_row] + 1 + frame_rank,
+        frame_index=place[batch.frame_index],
         target_index=place[batch.target_index + 1] - 1 if scored else batch.target_index[:0],
         targets=batch.targets if scored else batch.targets[:0],
-        max_seqlen=batch.max_seqlen + 2,  # at most: what it really is, only the device knows
-        max_prefix=batch.max_seqlen + 2,
+        max_seqlen=batch.max_seqlen + MARKERS,  # at most: only the device knows what it really is
+        max_prefix=batch.max_seqlen + MARKERS,
     )
     none = mode[:0]
     return Layout(

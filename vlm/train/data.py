@@ -9,7 +9,6 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from vlm.config import AugmentConfig, Recipe
-from vlm.config_model import LatentConfig
 from vlm.data.load import faults
 from vlm.data.load.collate import Collator
 from vlm.data.load.loader import LoadedStep, Loader
@@ -48,7 +47,6 @@ def open_source(
     catalog.check_shards()
     name = recipe.model.tokenizer
     catalog.check_tokenizer(chat.tokenizer_fingerprint(name), name)
-    connector = recipe.model.connector
     collator = Collator(
         tokenizer=tokenizer,
         image_token=recipe.model.image_token,
@@ -57,7 +55,7 @@ def open_source(
         augment=recipe.data.augment if training else AugmentConfig(),
         seed=recipe.seed,
         max_text_tokens=recipe.data.max_text_tokens,
-        latent_shape=connector.stored_shape if isinstance(connector, LatentConfig) else None,
+        latent_shape=recipe.model.latent_shape,
     )
     return DataSource(catalog, plan, collator)
 

@@ -10,21 +10,22 @@ Not here: how it is shown (``launch/estimate.py``).
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
+from vlm.autoencoder import shapes_of
 from vlm.batch import Batch
 from vlm.config import Recipe
+from vlm.config_model import LatentConfig
 from vlm.engine import memory, optim
 from vlm.engine.memory import Sizes, StateBytes
-from vlm.errors import ConfigError
 from vlm.gpus import Gpu
 from vlm.models.flop_work import Shapes
 from vlm.models.flops import COUNTERS
-from vlm.models.registry import FAMILIES
 from vlm.train import model as models
 from vlm.train import workload
 from vlm.train.activations import PassBytes, pass_bytes
@@ -109,11 +110,11 @@ def estimate(
         progress: Called with (steps looked at, steps of the run), as the plan is searched.
 
     Raises:
-        ConfigError: a family whose operations nobody counts, or parts that cannot be built.
+        ConfigError: parts that cannot be built, or a language model whose layers cannot be counted.
     """
     model = _meta_model(recipe, vocab_size)
     work = workload.of_recipe(recipe, _frame_size(model), hardware.num_gpus, progress)
-    sizes = memory.sizes_of(model, recipe.optim)
+    sizes = _sizes(model, recipe)
     needed, executed, step_s = _step(model, recipe, work, hardware)
     chosen = _name(ds_config)
     shapes, fits = _fits(model, sizes, recipe, ds_config, work, hardware)
@@ -143,14 +144,17 @@ def estimate(
 def _meta_model(recipe: Recipe, vocab_size: int) -> Any:
     with torch.device("meta"):
         model = models.build(recipe, vocab_size)
-    if type(model) not in COUNTERS:
-        known = ", ".join(name for name, family in FAMILIES.items() if family in COUNTERS)
-        raise ConfigError(
-            f"model.family={recipe.model.family}: nobody counts its operations; estimate one of "
-            f"{known} with the same parts"
-        )
     optim.freeze(model, recipe.model)
     return model
+
+
+def _sizes(model: Any, recipe: Recipe) -> Sizes:
+    """An autoencoder that makes latents is no part of the model; it lies beside it as it is."""
+    sizes, connector = memory.sizes_of(model, recipe.optim), recipe.model.connector
+    if not isinstance(connector, LatentConfig) or connector.autoencoder is None:
+        return sizes
+    own = sum(p.nbytes for p in shapes_of(connector.autoencoder).model.parameters())
+    return sizes._replace(packed_bytes=sizes.packed_bytes + own)
 
 
 def _frame_size(model: Any) -> tuple[int, int]:
@@ -176,7 +180,7 @@ def _fits(
         dtype: worst.bytes if dtype == own else pass_bytes(model, worst.batch, dtype, worst.mode)
         for dtype in set(dtypes.values())
     }
-    frames = _frames(worst.shapes, work)
+    frames = _frames(worst.shapes, work, recipe.model.latent_shape)
     return worst.shapes, {
         name: _fit(
             name,
@@ -201,31 +205,33 @@ class Worst(NamedTuple):
 
 def _worst(model: Any, recipe: Recipe, work: Workload, dtype: torch.dtype) -> Worst:
     """At the precision of the file given; the same micro-batch is taken for other stages."""
-    per_frame = recipe.model.connector.tokens_per_frame
+    per_frame, latent_shape = recipe.model.connector.tokens_per_frame, recipe.model.latent_shape
     found = [
         Worst(shapes, batch, mode, pass_bytes(model, batch, dtype, mode))
         for shapes in work.worst
-        for batch in (workload.batch_of(shapes, per_frame),)
+        for batch in (workload.batch_of(shapes, per_frame, latent_shape),)
         for mode in list(recipe.train.modes) or [model.modes[0]]
     ]
     return max(found, key=lambda one: one.bytes.peak)
 
 
 class FrameBytes(NamedTuple):
+    """Pixels, and latents that came with them."""
+
     #: of the micro-batch that is computed, and of the next one on its way
     on_device: int
     #: of each micro-batch that is decoded ahead
     slab: int
 
 
-def _frames(worst: Shapes, work: Workload) -> FrameBytes:
-    own, most = (_pixels(shapes) for shapes in (worst, max(work.worst, key=_pixels)))
+def _frames(worst: Shapes, work: Workload, latent_shape: tuple[int, ...] | None) -> FrameBytes:
+    height, width = worst.frame_size
+    each = 3 * height * width
+    if latent_shape is not None:
+        each += torch.float16.itemsize * math.prod(latent_shape)
+    own = each * max(1, worst.num_frames)
+    most = each * max(1, *(shapes.num_frames for shapes in work.worst))
     return FrameBytes(own + most, most)
-
-
-def _pixels(shapes: Shapes) -> int:
-    height, width = shapes.frame_size
-    return max(1, shapes.num_frames) * 3 * height * width
 
 
 def _fit(

@@ -5,6 +5,7 @@ by their cost, so that no other step counts anything. Not here: the count itself
 (``vlm.gpus``).
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,21 +14,26 @@ import torch
 from vlm import dist, gpus
 from vlm.batch import Batch
 from vlm.engine.modes import forward_mode
+from vlm.errors import ConfigError
 from vlm.models.flop_work import shapes_of
 from vlm.models.flops import COUNTERS
 from vlm.train.run import Run
+
+log = logging.getLogger(__name__)
 
 
 def step_flops(run: Run, step: int, batches: Sequence[Batch]) -> float | None:
     """Forward and backward of a global step (counted from 0), of all ranks, which call it together.
 
-    None for a family that is not counted.
+    None, with a warning, where the language model's layers cannot be counted.
     """
     model: Any = run.engine.module
-    if type(model) not in COUNTERS:
-        return None
     mode: Any = forward_mode(run.recipe, step) or model.modes[0]
-    counter = COUNTERS[type(model)](model)
+    try:
+        counter = COUNTERS[type(model)](model)
+    except ConfigError as error:  # no reason to end a run
+        log.warning("no MFU: %s", error)
+        return None
     own = sum(counter.micro_batch(shapes_of(batch), mode).model for batch in batches)
     return dist.all_reduce([own], run.engine.device)[0]
 

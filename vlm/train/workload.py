@@ -147,8 +147,15 @@ def _shapes(plan: Plan, micro: MicroBatch, size: tuple[int, int]) -> Shapes:
     )
 
 
-def batch_of(shapes: Shapes, tokens_per_frame: int) -> Batch:
-    """A batch of these shapes; what is in it means nothing."""
+def batch_of(
+    shapes: Shapes, tokens_per_frame: int, latent_shape: tuple[int, int, int] | None = None
+) -> Batch:
+    """A batch of these shapes; what is in it means nothing.
+
+    Args:
+        latent_shape: (C, h, w) of latents that samples bring; None: they bring none.
+    """
+    num_frames = max(1, shapes.num_frames)
     ids, labels, left = [], [], shapes.num_loss_tokens
     for length, prefix, frames in zip(*shapes[:3], strict=True):
         placed = frames * tokens_per_frame
@@ -157,7 +164,7 @@ def batch_of(shapes: Shapes, tokens_per_frame: int) -> Batch:
         left -= learned
         labels.append([IGNORE_INDEX] * (length - learned) + [0] * learned)
     return build_batch(
-        frames=torch.zeros((max(1, shapes.num_frames), 3, *shapes.frame_size), dtype=torch.uint8),
+        frames=torch.zeros((num_frames, 3, *shapes.frame_size), dtype=torch.uint8),
         frame_counts=shapes.frames,
         input_ids=ids,
         labels=labels,
@@ -165,4 +172,5 @@ def batch_of(shapes: Shapes, tokens_per_frame: int) -> Batch:
         tokens_per_frame=tokens_per_frame,
         keys=[str(index) for index in range(len(ids))],
         kind="video" if shapes.num_frames else "text",
+        latents=latent_shape and torch.zeros((num_frames, *latent_shape), dtype=torch.float16),
     )
