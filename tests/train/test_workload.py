@@ -1,6 +1,7 @@
 """Shapes from the plan alone against those of batches that the loader makes."""
 
 import itertools
+import json
 from contextlib import closing
 from pathlib import Path
 
@@ -90,6 +91,36 @@ def test_without_a_manifest_the_worst_case_is_stated(tmp_path: Path) -> None:
     assert worst.frame_size == (16, 24)
     assert f"{64 * len(worst.lengths) // 64} samples with 64 frames of 16 x 24 px" in work.source
     assert [len(own) for own in work.steps[0]] == [2, 2]
+
+
+def test_what_is_assumed_fits_the_budget(tmp_path: Path) -> None:
+    keys = ("data.budget=1200", "data.frame_cost=120")
+    recipe = helpers.recipe(tmp_path, f"data.train={tmp_path}/none.parquet", *keys)
+    (worst,) = workload.of_recipe(recipe, (16, 16), 2).worst
+    assert worst.frames == (7,)  # 7 x 121 tokens of 1200 - 256
+    limited = [{"name": "a", "manifest": f"{tmp_path}/none.parquet", "max_frames": 1}]
+    recipe = helpers.recipe(tmp_path, f"data.train={json.dumps(limited)}", *keys)
+    (worst,) = workload.of_recipe(recipe, (16, 16), 2).worst
+    assert worst.frames == (1,) * 3 and worst.lengths == (257,) * 3
+
+
+def test_pairs_are_two_samples_each(tmp_path: Path) -> None:
+    recipe = helpers.recipe(
+        tmp_path,
+        f"data.train={helpers.pairs()}/train.parquet",
+        "data.loss_on=preference",
+        "data.text_frac=0",
+        "data.augment={}",
+        "model.connector={query_dim: 20, coarse_weight: 0}",
+    )
+    source = data.open_source(recipe, data.load_tokenizer(recipe), training=True)
+    found = workload.of_recipe(recipe, (1, 1), 1)
+    with closing(data.steps(source, recipe, 0, 1, Position())) as steps:
+        loaded = next(steps)
+    for shapes, batch in zip(found.steps[0][0], loaded.batches, strict=True):
+        real = shapes_of(batch)
+        assert shapes.frames == real.frames and sum(shapes.lengths) == sum(real.lengths)
+        assert max(abs(a - b) for a, b in zip(shapes.lengths, real.lengths, strict=True)) <= 1
 
 
 def test_a_damaged_manifest_is_no_missing_one(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from vlm.models.flop_work import Shapes
 
 #: steps of the plan whose operations are counted
 COUNTED_STEPS = 64
-#: the longest video and a long conversation, where there is no manifest
+#: a long video and a long conversation, where there is no manifest and the budget allows them
 ASSUMED_FRAMES, ASSUMED_TEXT = 64, 256
 #: tokens of a conversation before its first frame
 HEADER = 4
@@ -59,25 +59,30 @@ def of_recipe(
         return _planned(recipe, world_size, progress)
     shapes = _assumed(recipe, assumed_size)
     per_rank = recipe.data.micro_batches // world_size
+    num = len(shapes.lengths)
     return Workload(
-        f"assumed, as no manifest is there: micro-batches of {len(shapes.lengths)} samples with "
-        f"{ASSUMED_FRAMES} frames of {assumed_size[0]} x {assumed_size[1]} px and {ASSUMED_TEXT} "
-        "text tokens, all learned",
+        f"assumed, as no manifest is there: micro-batches of {num} samples with "
+        f"{shapes.frames[0]} frames of {assumed_size[0]} x {assumed_size[1]} px and "
+        f"{shapes.num_loss_tokens // num} text tokens, all learned",
         (shapes,),
         (((shapes,) * per_rank,) * world_size,),
     )
 
 
 def _assumed(recipe: Recipe, size: tuple[int, int]) -> Shapes:
-    placeholders = ASSUMED_FRAMES * recipe.model.connector.tokens_per_frame
-    length = placeholders + ASSUMED_TEXT
-    cost = length + ASSUMED_FRAMES * recipe.data.frame_cost
-    num = max(1, int(recipe.data.budget // cost))
+    """Full of the longest samples that the budget allows."""
+    data, per_frame = recipe.data, recipe.model.connector.tokens_per_frame
+    text = max(1, min(ASSUMED_TEXT, int(data.budget // 2)))
+    frames = max(source.max_frames or ASSUMED_FRAMES for source in data.train)
+    if (each := per_frame + data.frame_cost) > 0:
+        frames = max(1, min(frames, int((data.budget - text) // each)))
+    num = max(1, int(data.budget // (text + frames * each)))
+    length, placeholders = frames * per_frame + text, frames * per_frame
     return Shapes(
         lengths=(length,) * num,
-        prefixes=(placeholders + HEADER,) * num,
-        frames=(ASSUMED_FRAMES,) * num,
-        num_loss_tokens=num * ASSUMED_TEXT,
+        prefixes=(min(length, placeholders + HEADER) if placeholders else 0,) * num,
+        frames=(frames,) * num,
+        num_loss_tokens=num * text,
         frame_size=size,
     )
 
@@ -135,6 +140,9 @@ def _shared(
 def _shapes(plan: Plan, micro: MicroBatch, size: tuple[int, int]) -> Shapes:
     per_frame = plan.policy.tokens_per_frame
     lengths, frames = plan.rows.sizes(micro.rows, per_frame)
+    if plan.policy.loss_on == "preference":  # both answers are read with all frames
+        lengths = np.stack([(lengths + 1) // 2, lengths // 2], axis=1).ravel()
+        frames = np.repeat(frames // 2, 2)
     # a question that stands first may be as long as the sample
     first = plan.policy.question_first_frac > 0
     reach = lengths if first else np.minimum(lengths, frames * per_frame + HEADER)
