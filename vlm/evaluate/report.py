@@ -164,8 +164,9 @@ def _scores(evaluation: Mapping[str, Any], judged: Mapping[str, Any]) -> list[_T
     return scores
 
 
-def wilson(share: float, count: float, z: float = 1.96) -> tuple[float, float]:
+def wilson(share: float, count: float) -> tuple[float, float]:
     """The 95% interval of a share measured on ``count`` answers (Wilson score)."""
+    z = 1.96
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     # A share outside 0 to 1 would be a fault upstream; the page still shows it.
     spread = max(share * (1 - share), 0.0) / count + z * z / (4 * count * count)

@@ -16,7 +16,6 @@ from vlm.config_train import HealthConfig
 
 Severity = Literal["info", "warning", "critical"]
 #: from the mildest on
-ACTIONS = ("none", "warn", "skip", "rollback", "stop")
 Action = Literal["none", "warn", "skip", "rollback", "stop"]
 #: parts in which a loss must have risen to be called a divergence
 FIFTHS = 5

@@ -40,7 +40,7 @@ class Content(NamedTuple):
     images: dict[str, memoryview]
     #: a video file by its member name; empty for all others
     video: dict[str, memoryview]
-    #: of the frames, see `vlm.data.latents`
+    #: of the frames, see `vlm.data.format.latents`
     latents: memoryview | None = None
 
 

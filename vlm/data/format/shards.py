@@ -177,10 +177,6 @@ def read_members(buffer: bytes | memoryview, where: str) -> dict[str, memoryview
     return found
 
 
-def frame_names(key: str, count: int) -> list[str]:
-    return [f"{key}.{i:03d}.jpg" for i in range(count)]
-
-
 def find_shards(paths: Sequence[Path]) -> list[Path]:
     """The tars among ``paths`` and in the folders among them, absolute, each once, sorted.
 

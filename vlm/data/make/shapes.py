@@ -24,6 +24,7 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 HEIGHT, WIDTH = 32, 40  # px; the centre crop to a square loses nothing that a question needs
 FPS = 2
+MAX_QUESTIONS = 5  # of a clip
 CLEARANCE = 2.5  # px that both ends of a path keep from the middle lines: room for augmentation
 
 
@@ -128,14 +129,14 @@ def _coverage(shape: Shape, centre: tuple[float, float], size: tuple[int, int]) 
     return (0.5 - distance).clip(0, 1)
 
 
-def conversation(clip: Clip, rng: np.random.Generator, max_turns: int = 5) -> list[dict[str, str]]:
+def conversation(clip: Clip, rng: np.random.Generator) -> list[dict[str, str]]:
     """Questions and answers about a clip in random order, and last, sometimes, a caption.
 
     A caption gives answers away, so nothing comes after it; it has no task and is not judged.
     """
     pairs = [pair for shape in clip.shapes for pair in _questions(clip, shape)]
     turns = []
-    for question, answer, task in (pairs[i] for i in rng.permutation(len(pairs))[:max_turns]):
+    for question, answer, task in (pairs[i] for i in rng.permutation(len(pairs))[:MAX_QUESTIONS]):
         turns.append({"role": "user", "content": question})
         turns.append({"role": "assistant", "content": answer, "task": task})
     if rng.random() < 0.3:
