@@ -24,7 +24,10 @@ def sample(batch: Batch, index: int) -> tuple[Tensor, Tensor, Tensor]:
 def single(batch: Batch, index: int, per_frame: int = 1) -> Batch:
     """One sample as a batch of its own, with a blank frame if it has none."""
     frames, ids, labels = sample(batch, index)
-    count = len(frames)
+    count, latents = len(frames), None
+    if batch.latents is not None:
+        own = batch.latents[batch.cu_frames[index] : batch.cu_frames[index + 1]]
+        latents = own if count else torch.zeros_like(batch.latents[:1])
     return build_batch(
         frames=frames if count else torch.zeros_like(batch.frames[:1]),
         frame_counts=[count],
@@ -34,6 +37,7 @@ def single(batch: Batch, index: int, per_frame: int = 1) -> Batch:
         tokens_per_frame=per_frame,
         keys=["alone"],
         kind="video" if count else "text",
+        latents=latents,
     )
 
 

@@ -12,31 +12,22 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.models.cases import CASES
 from tests.models.reference import single
-from tests.models.tiny import make_baseline, make_batch, make_model, make_projected
+from tests.models.test_latent import make_model as make_latent
+from tests.models.test_latent import with_latents
+from tests.models.tiny import make_batch, make_model
 from vlm.batch import Batch
 from vlm.models.language import LanguageModel
 
 SAMPLES = [(3, 7), (1, 12), (0, 6), (5, 4)]
-#: model, placeholders of a frame, mode
-CASES: dict[str, tuple[Callable[[], Any], int, str]] = {
-    "coarse_fine": (lambda: make_model(coarse_weight=0.0), 1, "coarse_fine"),
-    "coarse loss": (make_model, 1, "coarse_fine"),
-    "coarse_only": (make_model, 1, "coarse_only"),
+#: beside those in which families train
+MORE: dict[str, tuple[Callable[[], Any], int, str]] = {
+    "no coarse loss": (lambda: make_model(coarse_weight=0.0), 1, "coarse_fine"),
     "autoregressive": (make_model, 1, "autoregressive"),
-    "3 fine passes": (lambda: make_model(fine_passes=3, fine_loss="mean"), 1, "coarse_fine"),
-    "shallow": (lambda: make_model(shallow=True), 1, "coarse_fine"),
-    "sees itself": (lambda: make_model(sees_itself=True), 1, "coarse_fine"),
-    "pooled": (lambda: make_baseline(tokens_per_frame=4), 4, "one_pass"),
-    "pixel shuffle": (
-        lambda: make_baseline(tokens_per_frame=1, reduction="pixel_shuffle"),
-        1,
-        "one_pass",
-    ),
-    "blind": (make_baseline, 0, "one_pass"),
-    "perceiver": (lambda: make_projected("perceiver"), 3, "one_pass"),
-    "prefix": (lambda: make_projected("prefix"), 4, "one_pass"),
+    "latent, autoregressive": (make_latent, 1, "autoregressive"),
 }
+ALL = CASES | MORE
 
 
 def run(model: Any, batches: list[Batch], mode: str) -> tuple[float, dict[str, Tensor]]:
@@ -52,11 +43,11 @@ def run(model: Any, batches: list[Batch], mode: str) -> tuple[float, dict[str, T
 
 
 @pytest.mark.parametrize("before", [0, 2], ids=["frames first", "text first"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ALL)
 def test_layouts_agree(case: str, before: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    make, per_frame, mode = CASES[case]
+    make, per_frame, mode = ALL[case]
     model = make().float()
-    batch = make_batch(SAMPLES, before=before, per_frame=per_frame)
+    batch = with_latents(make_batch(SAMPLES, before=before, per_frame=per_frame))
     alone = [single(batch, index, per_frame) for index in range(batch.num_samples)]
     loss, gradients = run(model, alone, mode)
     assert bool(gradients) == (mode in model.train_modes)
