@@ -57,7 +57,8 @@ class TrainConfig(Strict):
     max_hours: float | None = Field(None, gt=0)
     #: mean hours between failures or preemptions; checkpoint_every is compared with their best
     mtbf_hours: float | None = Field(None, gt=0)
-    #: forward mode -> share of the global steps that run in it; empty: the model's own
+    #: forward mode -> share of the global steps that run in it; empty: the model's own. Where it
+    #: names one, evaluations run in it, too
     modes: dict[str, Annotated[float, Field(gt=0)]] = {}
     #: global steps between checks that all ranks call the same modules; 1 to find a fault, 0: never
     agree_every: int = Field(100, ge=0)

@@ -1,9 +1,15 @@
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
+from tests.models.cases import CASES
+from tests.models.test_latent import with_latents
+from tests.models.tiny import make_baseline, make_batch, make_model
 from tests.train import helpers
 from vlm.engine.modes import check_modes, forward_mode, only_mode
 from vlm.errors import ConfigError
@@ -41,3 +47,60 @@ def test_a_mode_that_cannot_be_trained_in() -> None:
 )
 def test_a_recipe_that_names_one_mode_has_one(modes: str, expected: str | None) -> None:
     assert only_mode(helpers.recipe(Path("unused"), f"train.modes={modes}")) == expected
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_families_report_the_passes_that_they_say(name: str) -> None:
+    make, per_frame, mode = CASES[name]
+    model = make()
+    with torch.no_grad():
+        output = model(
+            with_latents(make_batch([(2, 5)], per_frame=per_frame)), mode=mode, measure_all=True
+        )
+    assert set(model.passes[mode]) == output.parts.keys() & {"fine", "coarse"}
+    assert model.passes.keys() == set(model.train_modes)
+
+
+#: what a recipe of pairs must say
+PREFERENCE = [
+    "data.loss_on=preference",
+    "data.text_frac=0",
+    "data.augment={}",
+    "model.connector.coarse_weight=0",
+]
+
+
+@pytest.mark.parametrize(
+    "make,overrides,message",
+    [
+        (make_model, ["train.best_metric=eval_loss_coarse"], None),
+        (
+            make_model,
+            ["train.modes={coarse_only: 1}", "train.best_metric=eval_loss_fine"],
+            "found eval_loss_fine, expected of eval_loss, eval_loss_coarse: ",
+        ),
+        (
+            make_model,
+            [*PREFERENCE, "train.best_metric=eval_loss_coarse"],
+            "expected of eval_loss, eval_loss_fine: ",
+        ),
+        (make_model, ["train.best_metric=eval_loss_autoregressive"], "expected of eval_loss, "),
+        (
+            make_model,
+            ["train.best_metric=eval_loss_autoregressive", "train.eval_autoregressive=true"],
+            None,
+        ),
+        (make_baseline, ["train.best_metric=eval_loss_fine"], "expected of eval_loss: "),
+        (make_baseline, ["train.eval_autoregressive=true"], "no such mode, found one_pass"),
+    ],
+)
+def test_the_best_goes_by_what_is_measured(
+    make: Callable[[], Any], overrides: list[str], message: str | None
+) -> None:
+    """Said before anything is trained, not at the first evaluation."""
+    recipe = helpers.recipe(Path("unused"), *overrides)
+    if message is None:
+        check_modes(make(), recipe)
+    else:
+        with pytest.raises(ConfigError, match=message):
+            check_modes(make(), recipe)

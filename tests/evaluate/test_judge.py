@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.ckpt.folders import seal
 from tests.evaluate.world import COLOURS, make_run, make_sample, make_samples
 from vlm.ckpt.save import MODEL
-from vlm.config import load
 from vlm.errors import CheckpointError, DataError
 from vlm.evaluate import judge as module
-from vlm.evaluate.judge import held_out, judge
+from vlm.evaluate.judge import held_out, judge, open_run
 from vlm.evaluate.losses import mode_losses
 from vlm.evaluate.questions import find_questions, judge_answers
 from vlm.models import registry
@@ -67,9 +67,8 @@ def test_it_writes_what_the_report_and_its_readers_need(run: Path) -> None:
 def test_its_numbers_are_those_of_the_parts(run: Path, made: Path) -> None:
     judge(run, 1000)
     evaluation = json.loads((run / "eval.json").read_text())
-    checkpoint = run / "checkpoints" / "step_00000003" / MODEL
-    model = registry.load(checkpoint).eval()
-    collator, samples, keys = held_out(load(run / "recipe.yaml"), checkpoint, 1000)
+    recipe, _, model = open_run(run)
+    collator, samples, keys = held_out(recipe, 1000)
     one_by_one = (
         collator.batch([s.frames], [collator.encode(s)], [key], "video", (16, 16))
         for s, key in zip(samples, keys, strict=True)
@@ -95,27 +94,46 @@ def test_both_orders_are_judged_where_the_run_wants_them(run: Path) -> None:
     other = evaluation["other_orders"]["frames_first"]
     for name in ("loss", "loss_ratio", "accuracy", "accuracy_by_mode"):
         assert other[name] == frames_first[name]
-    checkpoint = run / "checkpoints" / "step_00000003" / MODEL
-    collator, samples, keys = held_out(load(path), checkpoint, 1000)
+    judged, _, model = open_run(run)
+    collator, samples, keys = held_out(judged, 1000)
     one_by_one = (
         collator.batch([s.frames], [collator.encode(s, True)], [key], "video", (16, 16))
         for s, key in zip(samples, keys, strict=True)
     )
-    losses = mode_losses(registry.load(checkpoint).eval(), one_by_one)
+    losses = mode_losses(model, one_by_one)
     assert evaluation["loss"] == pytest.approx(losses, rel=1e-4)
     assert evaluation["loss"]["coarse_fine"] != pytest.approx(other["loss"]["coarse_fine"])
     assert "question first" in report and "frames first" in report
 
 
+def test_a_run_that_trained_in_one_mode_is_judged_in_it(run: Path) -> None:
+    path = run / "recipe.yaml"
+    judge(run, 1000)
+    own = json.loads((run / "eval.json").read_text())
+    path.write_text(
+        json.dumps(
+            json.loads(path.read_text()) | {"train": {"steps": 3, "modes": {"coarse_only": 1}}}
+        )
+    )
+    page = judge(run, 1000).read_text()
+    found = json.loads((run / "eval.json").read_text())
+    assert list(own["accuracy_by_mode"]) == ["coarse_fine", "coarse_only", "autoregressive"]
+    assert list(found["accuracy_by_mode"]) == ["coarse_only", "autoregressive"]
+    assert found["accuracy"]["true"] == own["accuracy_by_mode"]["coarse_only"]
+    assert found["loss"] == own["loss"], "losses are always those of all modes"
+    (width, height) = Image.open(run / "attention" / "clip_00.png").size
+    assert height == 14 + 2 * (128 + 4), "frames and the static query's look"
+    assert page.count('class="heat"') == sum(1 + i % 4 for i in range(NUM_SAMPLES)), "of each frame"
+
+
 def test_held_out_samples_are_drawn_from_all_of_them(run: Path) -> None:
-    recipe = load(run / "recipe.yaml")
-    tokenizer = run / "checkpoints" / "step_00000003" / MODEL
-    _, samples, keys = held_out(recipe, tokenizer, 1000)
+    recipe, _, _ = open_run(run)
+    _, samples, keys = held_out(recipe, 1000)
     assert sorted(keys) == [f"{i:08d}" for i in range(NUM_SAMPLES)]
     assert [s.row for s in samples] == [int(key) for key in keys]
-    _, _, fewer = held_out(recipe, tokenizer, 4)
+    _, _, fewer = held_out(recipe, 4)
     assert fewer == keys[:4], "always the same ones"
-    _, _, others = held_out(recipe.model_copy(update={"seed": 1}), tokenizer, 1000)
+    _, _, others = held_out(recipe.model_copy(update={"seed": 1}), 1000)
     assert others != keys and sorted(others) == sorted(keys)
     for loaded in samples:
         colour = loaded.sample.conversation()[1].content

@@ -12,12 +12,12 @@ from tests.distributed import ranks
 from tests.models import tiny
 from tests.tools.run_tool import error_line, run_tool
 from tests.train import helpers, runs
-from vlm.ckpt.save import MODEL
 from vlm.data.format.latents import LatentEncoder
 from vlm.data.format.schema import Sample, Turn
 from vlm.data.format.shards import ShardWriter
 from vlm.data.manifest import manifest
 from vlm.evaluate import judge, next_frames
+from vlm.train.metrics import COLUMNS, read_rows
 
 diffusers = pytest.importorskip("diffusers", reason="pip install saccade[latents]")
 SIDE = tiny.SIZE // 2
@@ -77,8 +77,8 @@ def test_strips_show_frames_what_is_kept_and_what_was_expected(run: Path, decode
     assert names == ["000.png", "001.png"], "pictures of an earlier call are gone"
     assert "2 samples; mean error" in result.stdout and "of copying the frame" in result.stdout
     found = json.loads((run / "next_frames.json").read_text())["samples"]
-    recipe, checkpoint, model = judge.open_run(run)
-    held = judge.held_out(recipe, checkpoint / MODEL, 2)
+    recipe, _, _ = judge.open_run(run)
+    held = judge.held_out(recipe, 2)
     kept = diffusers.AutoencoderKL.from_pretrained(decoder)
     for index, sample in enumerate(held.samples):
         picture = np.asarray(Image.open(run / "next_frames" / found[index]["file"])).astype(int)
@@ -100,6 +100,14 @@ def test_strips_show_frames_what_is_kept_and_what_was_expected(run: Path, decode
         copied = [float(((latents[i] - latents[i - 1]) ** 2).mean()) for i in range(1, count)]
         assert found[index]["error_of_copying"] == pytest.approx(copied, rel=1e-4)
         assert len(found[index]["error"]) == count
+
+
+def test_its_looks_are_measured_and_drawn_while_it_trains(run: Path) -> None:
+    row = next(row for row in read_rows(run / "metrics.jsonl") if row["event"] == "train")
+    looks = COLUMNS[COLUMNS.index("attention_entropy") : COLUMNS.index("visual_ratio") + 1]
+    assert all(row[name] is not None for name in looks)
+    drawn = sorted(path.name for path in (run / "attention" / "step_00000003").iterdir())
+    assert drawn == [f"clip_{n:02d}.{kind}" for n in range(4) for kind in ("gif", "png")]
 
 
 def test_such_a_run_is_judged_without_its_autoencoder(run: Path) -> None:

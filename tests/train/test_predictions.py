@@ -7,7 +7,6 @@ import pytest
 
 from tests.distributed import ranks
 from tests.train import helpers, runs
-from vlm.ckpt.save import MODEL
 from vlm.config import Recipe
 from vlm.data.text import chat
 from vlm.errors import ConfigError
@@ -42,8 +41,8 @@ def test_each_evaluation_writes_the_same_samples(trained: Recipe) -> None:
 
 def test_answers_are_those_of_the_saved_model(trained: Recipe) -> None:
     """The judge asks each question by itself; a sample of one question is the same prompt."""
-    _, checkpoint, model = judge.open_run(trained.output_dir)
-    held = judge.held_out(trained, checkpoint / MODEL, len(helpers.EVAL))
+    recipe, _, model = judge.open_run(trained.output_dir)
+    held = judge.held_out(recipe, len(helpers.EVAL))
     lines = (trained.output_dir / predictions.FILE).read_text().splitlines()
     last = {row["key"]: row for row in map(json.loads, lines[NUM_PREDICTIONS:])}
     single = [

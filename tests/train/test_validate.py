@@ -51,3 +51,13 @@ def test_losses_are_per_token_over_all_steps(coarse_weight: float) -> None:
         }
     )
     assert found.keys() <= set(COLUMNS)
+
+
+def test_a_run_in_one_mode_is_judged_in_it() -> None:
+    """By the loss that it minimises, and not by queries that nothing trained."""
+    model = engines.make_model(0.5).double()
+    found = validate(Engine(model), [loaded(0)], mode="coarse_only")
+    batch = engines.flat_batch(0)
+    with torch.no_grad():
+        coarse = float(model.eval()(batch, mode="coarse_only").loss_sum) / batch.num_loss_tokens
+    assert found == pytest.approx({"eval_loss": coarse, "eval_loss_coarse": coarse})

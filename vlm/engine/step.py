@@ -162,9 +162,10 @@ def eval_step(
     """Loss sums by name and what they are divided by, over this rank's micro-batches.
 
     Args:
-        mode: None: the model's own, with all its losses.
+        mode: None: the model's own.
     """
-    options: dict[str, Any] = {"measure_all": True} if mode is None else {"mode": mode}
+    options: dict[str, Any] = {"measure_all": True}
+    options |= {} if mode is None else {"mode": mode}
     sums: dict[str, Tensor] = {}
     for batch in on_device(batches, engine.device):
         add(sums, losses_of(engine(batch, **options)))

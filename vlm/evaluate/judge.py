@@ -29,6 +29,7 @@ from vlm.config import Order, Recipe
 from vlm.data.load.collate import Collator, frame_size
 from vlm.data.load.reader import LoadedSample, Reader
 from vlm.data.plan import stream
+from vlm.engine.modes import only_mode
 from vlm.errors import CheckpointError, DataError
 from vlm.evaluate.losses import compare, mode_losses
 from vlm.evaluate.questions import (
@@ -69,11 +70,12 @@ def judge(run_dir: Path, max_samples: int) -> Path:
     started = time.perf_counter()
     recipe, checkpoint, model = open_run(run_dir)
     metrics = read_rows(run_dir / "metrics.jsonl")
-    held = held_out(recipe, checkpoint / MODEL, max_samples)
+    held = held_out(recipe, max_samples)
     questions = find_questions(held.samples)
     first, *others = recipe.data.orders
-    judged, given = _judge(model, held, questions, first, checkpoint)
-    other_orders = {o: _judge(model, held, questions, o, checkpoint)[0] for o in others}
+    mode = only_mode(recipe)
+    judged, given = _judge(model, held, questions, first, mode, checkpoint)
+    other_orders = {o: _judge(model, held, questions, o, mode, checkpoint)[0] for o in others}
     evaluation = {
         "checkpoint": str(checkpoint),
         "step": json.loads((checkpoint / TRAINER).read_text())["state"]["step"],
@@ -86,8 +88,8 @@ def judge(run_dir: Path, max_samples: int) -> Path:
         "wall_s": time.perf_counter() - started,
     }
     replace_text(run_dir / "eval.json", json.dumps(evaluation, indent=1))
-    clips = _clips(model, held, questions, given, first)
-    _draw(run_dir / held_out_looks.ATTENTION, clips)
+    clips, seen = _clips(model, held, questions, given, first, mode)
+    write_pictures(run_dir / held_out_looks.ATTENTION, seen)
     report = run_dir / "report.html"
     write_report(report, _report(metrics, recipe, model, evaluation, clips))
     return report
@@ -95,6 +97,8 @@ def judge(run_dir: Path, max_samples: int) -> Path:
 
 def open_run(run_dir: Path) -> tuple[Recipe, Path, Any]:
     """The recipe of a run, its newest complete checkpoint, and the model in it, on a GPU if any.
+
+    The recipe names the checkpoint's own tokenizer.
 
     Raises:
         CheckpointError: no such run, or no complete checkpoint in it.
@@ -107,11 +111,18 @@ def open_run(run_dir: Path) -> tuple[Recipe, Path, Any]:
         raise CheckpointError(f"run {run_dir}: no complete checkpoint; train it first")
     model = registry.load(checkpoint / MODEL).eval()
     limit_logits(model, recipe)
+    named = recipe.model.model_copy(update={"tokenizer": str(checkpoint / MODEL)})
+    recipe = recipe.model_copy(update={"model": named})
     return recipe, checkpoint, model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _judge(
-    model: Any, held: HeldOut, questions: Sequence[Question], order: Order, checkpoint: Path
+    model: Any,
+    held: HeldOut,
+    questions: Sequence[Question],
+    order: Order,
+    mode: str | None,
+    checkpoint: Path,
 ) -> tuple[dict[str, Any], list[str]]:
     """What is judged with the frames in one place of the text, and the answers."""
     log.info("%s: loss of %d samples in every mode", order, len(held.samples))
@@ -122,7 +133,7 @@ def _judge(
             "expected a finite one, judge an earlier checkpoint"
         )
     log.info("%s: answers about true, blank and shuffled frames, and in other modes", order)
-    found = judge_answers(model, held.collator, held.samples, questions, order)
+    found = judge_answers(model, held.collator, held.samples, questions, order, mode)
     judged = {
         "loss": losses,
         **compare(losses),
@@ -132,11 +143,8 @@ def _judge(
     return judged, found.answers
 
 
-def held_out(recipe: Recipe, tokenizer: Path, max_samples: int) -> HeldOut:
+def held_out(recipe: Recipe, max_samples: int) -> HeldOut:
     """Held-out samples with frames, drawn at random: always the same of a manifest and a seed."""
-    recipe = recipe.model_copy(
-        update={"model": recipe.model.model_copy(update={"tokenizer": str(tokenizer)})}
-    )
     source = data.open_source(recipe, data.load_tokenizer(recipe), training=False)
     frame_size(source.catalog)  # clips are batched, and shown in each other's place
     rows = np.flatnonzero(source.catalog.num_frames)
@@ -172,43 +180,33 @@ def _batches(held: HeldOut, order: Order) -> Iterator[Batch]:
 
 
 def _clips(
-    model: Any, held: HeldOut, questions: Sequence[Question], given: Sequence[str], order: Order
-) -> list[Clip]:
-    """About a dozen samples from the whole range, with what was asked and answered."""
+    model: Any,
+    held: HeldOut,
+    questions: Sequence[Question],
+    given: Sequence[str],
+    order: Order,
+    mode: str | None,
+) -> tuple[list[Clip], list[Seen]]:
+    """About a dozen samples from the whole range, with what was asked and answered.
+
+    The second list is empty for a model that does not look.
+    """
     collator, samples, keys = held
-    asked: dict[int, list[tuple[Question, str]]] = {}
-    for question, text in zip(questions, given, strict=True):
-        asked.setdefault(question.sample, []).append((question, text))
+    asked: dict[int, list[Answered]] = {}
+    for q, text in zip(questions, given, strict=True):
+        answered = Answered(q.text, q.expected, text.strip(), q.task)
+        asked.setdefault(q.sample, []).append(answered)
     chosen = list(asked)[:: max(1, len(asked) // NUM_CLIPS)][:NUM_CLIPS]
-    clips = []
+    clips, seen = [], []
     for index in chosen:
         loaded, key = samples[index], keys[index]
         batch = held_out_looks.whole(collator, key, loaded, order == "question_first")
-        maps = held_out_looks.look(model, batch)
-        clips.append(
-            Clip(
-                key=key,
-                frames=list(loaded.frames),
-                attention=list(maps.get("fine", ())),
-                coarse_attention=list(maps.get("coarse", ())),
-                questions=[
-                    Answered(q.text, q.expected, text.strip(), q.task) for q, text in asked[index]
-                ],
-            )
-        )
-    return clips
-
-
-def _draw(folder: Path, clips: Sequence[Clip]) -> None:
-    """Pictures of where the model looked in each clip; none of a model that does not look."""
-    looked = [clip for clip in clips if clip.attention]
-    write_pictures(
-        folder,
-        (
-            Seen(*(np.stack(a) for a in (clip.frames, clip.coarse_attention, clip.attention)))
-            for clip in looked
-        ),
-    )
+        maps = held_out_looks.look(model, batch, mode)
+        last = maps.get("fine", maps.get("coarse", ()))
+        clips.append(Clip(key, list(loaded.frames), list(last), asked[index]))
+        if maps:
+            seen.append(Seen(loaded.frames, maps["coarse"], maps.get("fine")))
+    return clips, seen
 
 
 def _report(

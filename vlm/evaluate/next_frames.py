@@ -18,12 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from vlm.autoencoder import Autoencoder, autoencoder
-from vlm.batch import Batch
 from vlm.ckpt.files import replace_text
-from vlm.ckpt.save import MODEL
 from vlm.errors import ConfigError
-from vlm.evaluate.judge import HeldOut, held_out, open_run
+from vlm.evaluate.judge import held_out, open_run
 from vlm.models.latent import FoveatedLatentModel, Mode
+from vlm.train.held_out_looks import whole
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +58,13 @@ def draw(run_dir: Path, max_samples: int, decoder: str | None, mode: Mode) -> Pa
             f"run {run_dir}: its latents were stored, so it names no autoencoder; name the one "
             "that made them with --decoder"
         )
-    held, decodes = held_out(recipe, checkpoint / MODEL, max_samples), autoencoder(name)
+    held, decodes = held_out(recipe, max_samples), autoencoder(name)
     folder = run_dir / FOLDER
     shutil.rmtree(folder, ignore_errors=True)  # what is drawn is all there is, and of one model
     folder.mkdir()
     found = []
-    for index, key in enumerate(held.keys):
-        batch = _batch(held, index).to(model.device)
+    for index, (key, sample) in enumerate(zip(held.keys, held.samples, strict=True)):
+        batch = whole(held.collator, key, sample, question_first=False).to(model.device)
         latents, expected = model.latents(batch), model.predictions(batch, mode)
         image = _strip(batch.frames.cpu(), latents, expected, decodes)
         path = folder / f"{index:03}.png"
@@ -81,14 +80,6 @@ def errors(latents: Tensor, expected: Tensor) -> dict[str, Any]:
     frame = (expected - latents).square().flatten(1).mean(1).tolist()
     copied = (latents[1:] - latents[:-1]).square().flatten(1).mean(1).tolist()
     return {"error": frame, "error_of_copying": copied}
-
-
-def _batch(held: HeldOut, index: int) -> Batch:
-    sample = held.samples[index]
-    encoded, blank = [held.collator.encode(sample)], sample.frames.shape[1:3]
-    latents = [sample.latents]
-    keys = [held.keys[index]]
-    return held.collator.batch([sample.frames], encoded, keys, "video", blank, latents)
 
 
 def _strip(frames: Tensor, latents: Tensor, expected: Tensor, decoder: Autoencoder) -> Image.Image:

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlm.ckpt.save import MODEL
 from vlm.config import Recipe
 from vlm.data.load.reader import Reader
 from vlm.data.plan import stream
@@ -77,14 +76,12 @@ def predict_patches(run_dir: Path, *, gap: int, steps: int, max_clips: int) -> P
         DataError: no clip has frames so far apart.
         CheckpointError: as ``judge.open_run``.
     """
-    recipe, checkpoint, model = open_run(run_dir)
+    recipe, _, model = open_run(run_dir)
     if recipe.model.family == "blind" or not isinstance(model.vision, VisionEncoder):
         raise ConfigError(
             f"run {run_dir}: family {recipe.model.family} has no DINO tower; expected a run of "
             "foveated, foveated_latent or multi_token"
         )
-    named = recipe.model.model_copy(update={"tokenizer": str(checkpoint / MODEL)})
-    recipe = recipe.model_copy(update={"model": named})
     before, after = _pairs(model, recipe, gap, max_clips, training=True)
     judged = _pairs(model, recipe, gap, max_clips, training=False)
     predictor = fit(before, after, steps, recipe.seed)

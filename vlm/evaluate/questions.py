@@ -183,11 +183,11 @@ def prior(questions: Sequence[Question]) -> dict[str, float]:
 class Judged(NamedTuple):
     """Accuracies by group, and what was answered."""
 
-    #: of the model's own mode, by control
+    #: of the mode that is judged, by control
     accuracy: dict[str, dict[str, float]]
-    #: about the true frames, by forward mode
+    #: about the true frames, by forward mode, the judged one first
     accuracy_by_mode: dict[str, dict[str, float]]
-    #: to the true frames, in the model's own mode
+    #: to the true frames, in the mode that is judged
     answers: list[str]
 
 
@@ -197,15 +197,21 @@ def judge_answers(
     samples: Sequence[LoadedSample],
     questions: Sequence[Question],
     order: Order = "frames_first",
+    mode: str | None = None,
 ) -> Judged:
-    """Asks all questions in the model's own mode with each control, and in each other mode."""
-    own, others = model.modes[0], [mode for mode in OTHER_MODES if mode in model.modes]
+    """Asks all questions in one mode with each control, and in each other mode.
+
+    Args:
+        mode: None: the model's own.
+    """
+    own = mode or model.modes[0]
+    others = [other for other in OTHER_MODES if other in model.modes and other != own]
     answers: dict[str, list[str]] = {
         control: answer(model, collator, questions, samples, control, own, order)
         for control in CONTROLS
     }
     by_mode = {own: answers["true"]} | {
-        mode: answer(model, collator, questions, samples, "true", mode, order) for mode in others
+        other: answer(model, collator, questions, samples, "true", other, order) for other in others
     }
     return Judged(
         {control: accuracy(questions, given) for control, given in answers.items()},

@@ -37,15 +37,13 @@ class Answered:
         return self.expected.strip() == self.predicted.strip()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Clip:
     key: str
     #: (H, W, 3) uint8 each
     frames: list[np.ndarray]
-    #: (gh, gw) float each, one per frame; empty when the model has none
+    #: of the last pass, (gh, gw) float each, one per frame; empty when the model has none
     attention: list[np.ndarray] = field(default_factory=list)
-    #: the same of the coarse pass
-    coarse_attention: list[np.ndarray] = field(default_factory=list)
     questions: list[Answered] = field(default_factory=list)
 
 

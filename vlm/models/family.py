@@ -2,7 +2,8 @@
 
 A family is a ``PreTrainedModel`` with ``vision``, ``connector`` and ``language`` (or some of them):
 
-* ``modes``, all its forward modes, the first of which is its own; ``train_modes`` have a gradient;
+* ``modes``, all its forward modes, the first of which is its own; ``train_modes`` have a gradient,
+  and ``passes`` names the passes whose losses each of them reports, the last one first;
 * ``forward(batch, mode, measure_all) -> Output``;
 * ``losses_by_mode(batch)``, what evaluation reports;
 * ``prefill(batch, mode) -> Prefill``, for ``generate``.

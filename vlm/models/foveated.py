@@ -60,6 +60,10 @@ class FoveatedModel(PreTrainedModel):
     _supports_flash_attn = True
     modes: tuple[Mode, ...] = MODES
     train_modes: tuple[Mode, ...] = ("coarse_fine", "coarse_only")
+    passes: dict[str, tuple[str, ...]] = {
+        "coarse_fine": ("fine", "coarse"),
+        "coarse_only": ("coarse",),
+    }
     generate = generate.generate
 
     def __init__(

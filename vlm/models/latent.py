@@ -119,6 +119,7 @@ class FoveatedLatentModel(FoveatedModel):
     connector: LatentFoveation
     modes: tuple[Mode, ...] = (*TASKS, "autoregressive")  # type: ignore[assignment]
     train_modes: tuple[Mode, ...] = tuple(TASKS)  # type: ignore[assignment]
+    passes: dict[str, tuple[str, ...]] = {task: ("fine", "coarse") for task in TASKS}
 
     def forward(  # type: ignore[override]
         self, batch: Batch, mode: Mode = "joint", measure_all: bool = False

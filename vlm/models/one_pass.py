@@ -30,6 +30,7 @@ class OnePass(PreTrainedModel):
     _supports_flash_attn = True
     modes: tuple[Mode, ...] = ("one_pass",)
     train_modes: tuple[Mode, ...] = ("one_pass",)
+    passes: dict[str, tuple[str, ...]] = {"one_pass": ()}
     generate = generate.generate
     #: parts of the names of weights that a pretrained language model may lack
     new_weights: tuple[str, ...] = ()

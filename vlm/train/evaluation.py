@@ -13,6 +13,7 @@ from vlm.ckpt.state import TrainState
 from vlm.config_train import TrainConfig
 from vlm.data.load.loader import LoadedStep
 from vlm.data.plan.plan import Position
+from vlm.engine.modes import only_mode
 from vlm.train import held_out_looks, predictions
 from vlm.train.preempt import Preemption
 from vlm.train.run import Run
@@ -32,7 +33,12 @@ def evaluate(run: Run, state: TrainState, watch: Watch) -> float | None:
     with closing(run.steps(run.eval, Position())) as steps:
         some = _until_stopped(itertools.islice(steps, config.eval_steps), run.preemption)
         some = _heard(some, state.step, watch)
-        found = validate(run.engine, some, autoregressive=config.eval_autoregressive)
+        found = validate(
+            run.engine,
+            some,
+            mode=only_mode(run.recipe),
+            autoregressive=config.eval_autoregressive,
+        )
     if run.preemption.reason:
         return None
     state.eval_due = False

@@ -6,18 +6,22 @@ from typing import Any
 
 from vlm import dist
 from vlm.data.load.loader import LoadedStep
+from vlm.engine.modes import AUTOREGRESSIVE
 from vlm.engine.step import eval_step
 from vlm.train.metrics import column
 
-AUTOREGRESSIVE = "autoregressive"
-
 
 def validate(
-    engine: Any, steps: Iterable[LoadedStep], *, autoregressive: bool = False
+    engine: Any,
+    steps: Iterable[LoadedStep],
+    *,
+    mode: str | None = None,
+    autoregressive: bool = False,
 ) -> dict[str, float]:
     """Losses per learned token over ``steps``, of which each rank runs its share.
 
     Args:
+        mode: forward mode; None: the model's own.
         autoregressive: also run the model as at inference, frame after frame. Ranks then call it
             unequally often, so not under ZeRO-3.
     """
@@ -25,7 +29,7 @@ def validate(
     sums: Counter[str] = Counter()
     tokens = 0
     for loaded in steps:
-        found, num_tokens = eval_step(engine, loaded.batches)
+        found, num_tokens = eval_step(engine, loaded.batches, mode=mode)
         if autoregressive:
             alone, _ = eval_step(engine, loaded.batches, mode=AUTOREGRESSIVE)
             found[AUTOREGRESSIVE] = alone["loss"]
