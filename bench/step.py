@@ -53,7 +53,7 @@ from vlm.engine.step import read, train_step
 from vlm.errors import command
 from vlm.models import registry
 from vlm.models.flop_work import shapes_of
-from vlm.models.flops import FlopCounter
+from vlm.models.flops import FoveatedCounter
 from vlm.train import data
 
 #: SmolLM2's width, layers, heads, key-value heads, inner width
@@ -231,7 +231,7 @@ def measure(args: argparse.Namespace, recipe: Recipe, settings: dict[str, Any]) 
             blocks["hf"].append(Block(*found))
     figures = summary({name: found for name, found in blocks.items() if found})
     if args.geometry:
-        counter = FlopCounter(bare.model)
+        counter = FoveatedCounter(bare.model)
         flops = sum(counter.micro_batch(shapes_of(batch)).model for batch in made)
         figures["mfu"] = utilisation(blocks, flops, machine.device)
     return figures
