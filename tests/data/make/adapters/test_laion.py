@@ -48,6 +48,7 @@ def test_dir(tmp_path: Path) -> None:
         {"image": "c.jpg"},
         {"caption": "no image"},
         {"image": 7, "caption": "number"},
+        {"image": {"ref": "a.jpg"}, "caption": "half a picture"},
         {"image": "../x.jpg", "caption": "out"},
         {"url": "http://x/2", "caption": "only a URL"},
     ]
@@ -59,7 +60,7 @@ def test_dir(tmp_path: Path) -> None:
     assert captions(found) == ["one", "two", "only a URL"]
     assert bodies(tmp_path, found[:2]) == [picture(1), picture(2, "PNG")]
     assert [a.split_identity for a in found] == ["http://x/1", "sub/b.png", "http://x/2"]
-    parts = ("no text", "no image", "no image", "leads out")
+    parts = ("no text", "no image", "no image", "key: Field required", "leads out")
     for number, (failure, part) in enumerate(zip(failures, parts, strict=True), 2):
         assert failure.error.startswith(f"metadata.json!{number}: ") and part in failure.error
 

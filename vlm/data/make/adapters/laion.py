@@ -29,6 +29,7 @@ from vlm.data.format.layout import IMAGE_EXTENSIONS
 from vlm.data.format.schema import MAX_JSON_BYTES
 from vlm.data.make.adapters import pictures, records
 from vlm.data.make.adapters.base import each, option
+from vlm.data.make.adapters.pictures import Picture
 from vlm.data.make.adapters.records import Record
 from vlm.data.make.annotations import Annotation, Failure
 from vlm.data.make.archives import open_archive
@@ -85,8 +86,9 @@ def _first(fields: dict[str, Any], names: Iterable[str]) -> Any:
 def _image(fields: dict[str, Any]) -> tuple[str, str]:
     """(ref, identity) of a record's image."""
     image, identity = _first(fields, IMAGES), _first(fields, IDENTITIES)
-    if isinstance(image, dict) and "ref" in image:
-        return image["ref"], image["key"]
+    if isinstance(image, dict):
+        found = Picture.model_validate(image)
+        return found.ref, found.key
     if image is None and isinstance(url := _first(fields, URLS), str):
         image = _fetched(url)
     if not isinstance(image, str):
