@@ -2,7 +2,7 @@ import pytest
 
 from vlm.nodes.hosts.hostfile import Host
 from vlm.nodes.launcher.connection import Place
-from vlm.nodes.launcher.outcome import Outcome, Tally
+from vlm.nodes.launcher.outcome import Fault, Outcome, Tally
 
 PLACES = [Place(Host(name, 8), count, name, "lo") for name, count in (("a", 2), ("b", 3))]
 
@@ -54,6 +54,9 @@ def test_a_host_is_lost_and_a_hang() -> None:
     found = tally.outcome()
     assert found.code == 1 and found.lost == {"b"} and found.fault is not None
     assert found.fault.rank is None and found.fault.reason == "refused"
+    waiting = Tally(PLACES)
+    waiting.hung(None, "they wait for each other", [])
+    assert waiting.outcome().fault == Fault(None, None, "they wait for each other")
     hung = Tally(PLACES)
     hung.hung(4, "no step for 300 s", ["waiting for a.tar"])
     found = hung.outcome()

@@ -37,6 +37,14 @@ def test_the_timeline_and_the_state(tmp_path: Path) -> None:
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and "s3cret" in p.read_text()]
 
 
+def test_a_hang_that_is_nobodys_fault(tmp_path: Path) -> None:
+    record = Record(tmp_path, "job", [])
+    record.begin(1, PLACES, [])
+    record.end(Outcome(1, Fault(None, None, "no step for 300 s"), frozenset(), hung=True), {})
+    text = (tmp_path / "timeline.log").read_text()
+    assert "launcher | first failure: all hosts: no step for 300 s\n" in text
+
+
 def test_a_torn_line_gets_its_end(tmp_path: Path) -> None:
     (tmp_path / "timeline.log").write_text("half a li")
     for text in ("one", "two"):

@@ -13,9 +13,9 @@ from vlm.nodes.launcher.connection import Place, first_ranks
 
 @dataclass(frozen=True)
 class Fault:
-    """What failed first; ``rank`` None: the host, or the connection to it."""
+    """What failed first; ``rank`` None: the host, or the connection to it; ``host`` None: all."""
 
-    host: str
+    host: str | None
     rank: int | None
     reason: str
     lines: tuple[str, ...] = ()
@@ -87,7 +87,7 @@ class Tally:
 
     def hung(self, rank: int | None, reason: str, lines: Iterable[str]) -> None:
         self._hung = True
-        index = 0 if rank is None else self._host_of(rank)
+        index = None if rank is None else self._host_of(rank)
         self._fail(index, rank, EXIT_FAULTS, reason, tuple(lines))
 
     def outcome(self) -> Outcome:
@@ -101,8 +101,13 @@ class Tally:
         return max(i for i, first in enumerate(self._first_ranks) if first <= rank)
 
     def _fail(
-        self, index: int, rank: int | None, code: int, reason: str, lines: Sequence[str] = ()
+        self,
+        index: int | None,
+        rank: int | None,
+        code: int,
+        reason: str,
+        lines: Sequence[str] = (),
     ) -> None:
         if self._first is None:
-            host = self._places[index].host.name
+            host = None if index is None else self._places[index].host.name
             self._first = (code, Fault(host, rank, reason, tuple(lines)))

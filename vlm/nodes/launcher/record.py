@@ -124,7 +124,8 @@ class Record:
         fault = outcome.fault
         if fault is None:
             return
-        who = f"host {fault.host}" if fault.rank is None else f"rank {fault.rank} on {fault.host}"
+        host = "all hosts" if fault.host is None else f"host {fault.host}"
+        who = host if fault.rank is None else f"rank {fault.rank} on {fault.host}"
         what = "first to leave" if outcome.code == EXIT_PREEMPTED else "first failure"
         self.say(f"{what}: {who}: {fault.reason}")
         for line in fault.lines:
