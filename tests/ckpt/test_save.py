@@ -20,6 +20,7 @@ from vlm.config import Recipe
 from vlm.data.plan.plan import Position
 from vlm.engine.step import eval_step
 from vlm.errors import CheckpointError
+from vlm.heartbeat import Heartbeat
 from vlm.models import registry
 from vlm.train import data
 from vlm.train.metrics import read_rows
@@ -226,31 +227,42 @@ def test_training_goes_on_while_a_checkpoint_is_copied() -> None:
             assert hashlib.sha256((path / name).read_bytes()).hexdigest() == entry["sha256"]
 
 
-def fit_with_failing_copies(recipe: Recipe, stage: int, num: int) -> tuple[int, str]:
-    """The slow volume refuses rank 1's first file of the first ``num`` checkpoints."""
+def fit_with_failing_copies(recipe: Recipe, stage: int, num: int) -> tuple[int, str, list[str]]:
+    """The slow volume refuses rank 1's first file of the first ``num`` checkpoints.
+
+    Returns:
+        Steps trained, the error that ended it, and what a launcher heard of saves.
+    """
     copy, calls = save.copy, itertools.count()
+    heard: list[str] = []
+
+    def beat(self: Heartbeat, phase: str, step: int, shards: Any = ()) -> None:
+        if phase.startswith("save"):
+            heard.append(phase)
 
     def failing(source: Path, target: Path) -> object:
         if runs.machine().rank == 1 and next(calls) < num:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
         return copy(source, target)
 
-    with mock.patch.object(save, "copy", failing):
+    with mock.patch.object(save, "copy", failing), mock.patch.object(Heartbeat, "beat", beat):
         try:
-            return len(runs.fit(recipe, stage)), "nothing"
+            return len(runs.fit(recipe, stage)), "nothing", heard
         except CheckpointError as error:
-            return 0, str(error)
+            return 0, str(error), heard
 
 
 def test_a_copy_that_fails_costs_only_that_checkpoint() -> None:
     local = f"train.local_dir={runs.new_folder()}"
     recipe = helpers.recipe(runs.new_folder(), *EVERY_STEP, local, "train.keep_last=9")
     found = ranks(2).run(fit_with_failing_copies, recipe, 2, 2)
-    assert found == [(helpers.STEPS, "nothing")] * 2
+    # until one is whole each is waited for at once, later ones by the next save
+    heard = ["save"] * 4 + ["save and copy"] * 2
+    assert found == [(helpers.STEPS, "nothing", heard)] * 2
     kept = [f"step_{step:08d}" for step in range(3, 7)]
     assert names(recipe.output_dir / "checkpoints") == ["latest", *kept]
     recipe = helpers.recipe(runs.new_folder(), *EVERY_STEP, local)
-    for _, message in ranks(2).run(fit_with_failing_copies, recipe, 2, 9):
+    for _, message, _ in ranks(2).run(fit_with_failing_copies, recipe, 2, 9):
         assert "copying failed on rank 1: [Errno 28] No space left on device" in message
     assert names(recipe.output_dir / "checkpoints") == []
 

@@ -140,6 +140,11 @@ class Saver:
             log.error("%s; training goes on, the next one is tried when it is due", error)
             return None
 
+    @property
+    def copying(self) -> bool:
+        """Whether the next save waits for the copy of the last one."""
+        return self._copying is not None
+
     def finish(self) -> bool:
         """Waits until the last checkpoint is published; whether it is.
 

@@ -201,8 +201,9 @@ def _save(run: Run, state: TrainState, watch: Watch, *, must: bool) -> None:
     found = dist.gather_objects(state.quarantine)
     state.quarantine = sorted(set(itertools.chain.from_iterable(found)))
     watch.before_save(state)
-    # the latter takes longer, so the others must not be measured by it, nor it by them
-    watch.heartbeat.beat("save and copy" if must else "save", state.step)
+    # a copy may take far longer than a save, which a launcher measures by those before
+    copies = must or run.saver.copying
+    watch.heartbeat.beat("save and copy" if copies else "save", state.step)
     saved = run.saver.save(state, run.about, must=must)
     if saved is None:
         return

@@ -42,6 +42,17 @@ def test_an_evaluation_or_a_save_is_measured_by_those_before() -> None:
     assert found.silent_s(now + OTHER_S - 1) is None
 
 
+def test_a_wait_is_not_measured_by_those_before() -> None:
+    found, now = pulse(10, 0.1, least_s=30)
+    for step in range(10, 20):
+        for phase in ("save and copy", "train"):
+            for rank in (0, 1):
+                found.hear(rank, Beat(phase, step, now), now)
+            now += 0.1
+    found.hear(0, Beat("save and copy", 20, now), now)
+    assert found.silent_s(now + OTHER_S - 1) is None and found.silent_s(now + OTHER_S + 1)
+
+
 def test_an_evaluation_counts_as_a_whole_and_is_never_given_more_than_the_first() -> None:
     found = Pulse(1, 1.0)
     for now in range(60):  # a sign at each of its steps

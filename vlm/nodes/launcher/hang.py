@@ -13,8 +13,10 @@ from vlm.heartbeat import Beat
 
 #: a step may take so many times the median, and so may an evaluation or a save
 TIMES_MEDIAN = 20.0
-#: what is no step may never take longer: the start, a first evaluation, a first save
+#: what is no step never gets more, and nothing less if it is not measured
 OTHER_S = 1800.0
+#: phases that take about as long each time; others happen once or wait for what may take long
+MEASURED = ("evaluate", "save")
 #: phases of a step in their order: samples are awaited, then trained on
 PHASES = ("load", "train")
 NUM_STEPS = 50
@@ -46,13 +48,13 @@ class Pulse:
         self._durations: deque[float] = deque(maxlen=NUM_STEPS)
         #: when each rank began what it does
         self._begun: dict[int, float] = {}
-        #: phase that is no step -> how long it took, from its begin to the next phase
+        #: measured phase -> how long it took, from its begin to the next phase
         self._took: dict[str, deque[float]] = {}
 
     def hear(self, rank: int, beat: Beat, now: float) -> None:
         before = self.beats.get(rank)
         if before is None or (before.phase, before.step) != (beat.phase, beat.step):
-            if before is not None and before.phase not in PHASES:
+            if before is not None and before.phase in MEASURED:
                 took = self._took.setdefault(before.phase, deque(maxlen=NUM_STEPS))
                 took.append(now - self._begun[rank])
             self._begun[rank] = now
