@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from vlm.data.format.schema import (
     FORMS,
@@ -105,6 +113,12 @@ class Failure(BaseModel):
     id: str | int | None = None
     #: of annotations.jsonl, from 1 as editors count; None if it never got there
     line: int | None = None
+
+    @field_validator("error", mode="before")
+    @classmethod
+    def _writable(cls, error: str) -> str:
+        # it may quote a file or member whose name is no UTF-8
+        return error.encode(errors="backslashreplace").decode()
 
 
 class Lines(NamedTuple):

@@ -84,6 +84,19 @@ def test_scripts_that_are_none(root: Path) -> None:
     ]
 
 
+def test_names_and_scripts_that_are_no_text(root: Path) -> None:
+    folder = root / "vript_captions"
+    odd = scene("a-b", 1) | {"caption": {"content": "x", "shot_type": "\ud800"}}
+    data = {"a-b-Scene-001": odd, "\udcff": {"caption": {"content": "x"}}}
+    write(folder / "1_caption.json", json.dumps({"data": data}))
+    write_zip(folder / "a_captions.zip", {"x_caption.json": b"{}" * 50})
+    path = folder / "a_captions.zip"
+    path.write_bytes(path.read_bytes().replace(b"{}{}", b"{{{{", 1))  # its checksum is another
+    found, failures = collect(vript.annotations, root)
+    assert not found and len(failures) == 3
+    assert all(failure.model_dump_json().isprintable() for failure in failures)
+
+
 def test_the_data_set_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="vript_captions"):
         collect(vript.annotations, tmp_path)

@@ -64,7 +64,7 @@ def read(
                 yield from _json_lines(path)
             case ".json":
                 for row, item in enumerate(json_items(path, key)):
-                    yield _record(f"{path.name}, item {row + 1}", row, item)
+                    yield checked(f"{path.name}, item {row + 1}", row, item)
             case ".csv":
                 yield from _csv_rows(path, ",")
             case ".tsv":
@@ -94,7 +94,7 @@ def _json_lines(path: Path) -> Iterator[Record | Failure]:
 
 def _parsed(where: str, row: int, raw: bytes) -> Record | Failure:
     try:
-        return _record(where, row, json.loads(raw, parse_constant=_refuse))
+        return checked(where, row, json.loads(raw, parse_constant=_refuse))
     except (ValueError, RecursionError) as error:
         return Failure(reason=BAD_ROW, error=f"{where}: {error}")
 
@@ -103,7 +103,8 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _record(where: str, row: int, fields: Any) -> Record | Failure:
+def checked(where: str, row: int, fields: Any) -> Record | Failure:
+    """A record of parsed JSON, if it is an object whose text can be written again."""
     if not isinstance(fields, dict):
         found = type(fields).__name__
         return Failure(reason=BAD_ROW, error=f"{where}: found {found}; expected an object")
@@ -131,7 +132,7 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[Record | Failure]:
                 if None in fields or None in fields.values():
                     yield Failure(reason=BAD_ROW, error=f"{where}: another number of columns")
                 else:
-                    yield _record(where, row, dict(fields))
+                    yield checked(where, row, dict(fields))
             row += 1
 
 

@@ -12,6 +12,7 @@ A scene is a sample, its content the caption; scenes of one video fall into one 
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,16 @@ def _scenes(path: Path) -> Iterator[Record | Failure]:
             archive = open_archive(path)
         except (SampleError, OSError) as error:
             raise DataError(f"{path}: {error}; download it again") from None
-        for name in archive.names():
-            if name.endswith("_caption.json"):
-                yield from _of_video(f"{path.name}, member {name}", archive.read(name))
-        archive.close()
+        with closing(archive):
+            for name in archive.names():
+                if not name.endswith("_caption.json"):
+                    continue
+                try:
+                    body = archive.read(name)
+                except SampleError as error:
+                    yield Failure(reason=BAD_ROW, error=str(error))
+                else:
+                    yield from _of_video(f"{path.name}, member {name}", body)
 
 
 def _of_video(where: str, body: bytes) -> Iterator[Record | Failure]:
@@ -78,4 +85,4 @@ def _of_video(where: str, body: bytes) -> Iterator[Record | Failure]:
         return
     for row, (clip, scene) in enumerate(found):
         fields = {"clip_id": clip} | (scene if isinstance(scene, dict) else {})
-        yield Record(f"{where}, scene {clip[:100]}", row, fields)
+        yield records.checked(f"{where}, scene {clip[:100]}", row, fields)
