@@ -40,7 +40,10 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(decoder: Path) -> Path:
     """Trained for three steps on latents that lie beside the frames."""
     folder, encoder = runs.new_folder(), LatentEncoder(str(decoder))
-    turns = (Turn(role="user", content="What is it?"), Turn(role="assistant", content="red"))
+    turns = (
+        Turn(role="user", content="What is it?"),
+        Turn(role="assistant", content="red", task="colour"),
+    )
     with ShardWriter(folder / "shards", "video", 20) as writer:
         for index in range(20):
             count = 2 + index % 3
@@ -114,6 +117,8 @@ def test_such_a_run_is_judged_without_its_autoencoder(run: Path) -> None:
     judge.judge(run, 4)
     losses = json.loads((run / "eval.json").read_text())["loss"]
     assert set(losses) == {"coarse_only", "coarse_fine", "autoregressive", "caption"}
+    drawn = sorted(path.name for path in (run / "attention").glob("clip_*.png"))
+    assert drawn == [f"clip_{n:02d}.png" for n in range(4)]
 
 
 def test_what_is_missing_is_named(run: Path) -> None:

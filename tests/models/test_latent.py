@@ -85,6 +85,7 @@ def plain(model, frames: Tensor, ids: Tensor, latents: Tensor, mode: str) -> Pla
 
 
 @pytest.mark.parametrize("mode", TASKS)
+@torch.no_grad()
 def test_losses_equal_plain_forwards_sample_by_sample(mode: str) -> None:
     model, batch = make_model(), with_latents(make_batch(SAMPLES))
     coarse = fine = caption = 0.0

@@ -65,6 +65,19 @@ def test_patch_stream_equals_the_plain_model(encoder, frames):
     assert cache[0].key.shape == (NUM_FRAMES, 2, plain.shape[1], 12)
 
 
+def test_patches_lie_as_in_the_picture_behind_cls_and_registers(encoder, frames):
+    """Of frames that are not square: 2 rows of 3 patches."""
+    wide = torch.cat([frames, frames[..., :8]], dim=-1)
+    plain = encoder.tower(encoder.normalise(wide)).last_hidden_state
+    found = encoder.patches(wide)
+    assert found.shape == (NUM_FRAMES, encoder.dim, 2, 3)
+    first = plain.shape[1] - 6
+    for row, column in ((0, 0), (0, 2), (1, 0), (1, 2)):
+        torch.testing.assert_close(
+            found[:, :, row, column], plain[:, first + 3 * row + column], rtol=0, atol=1e-12
+        )
+
+
 @pytest.mark.parametrize("sees_itself", [False, True])
 @pytest.mark.parametrize("name", TOWERS)
 def test_query_equals_an_extra_token_that_patches_do_not_see(name, sees_itself, frames):

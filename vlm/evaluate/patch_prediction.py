@@ -126,18 +126,11 @@ def _pairs(
     reader, before, after = Reader(source.catalog), [], []
     for row in rows[order][:max_clips].tolist():
         frames = torch.from_numpy(reader.read(row).frames).permute(0, 3, 1, 2).to(model.device)
-        patches = _patches(model.vision, frames)
+        patches = model.vision.patches(frames).float()
         before.append(patches[:-gap])
         after.append(patches[gap:])
     reader.close()
     return torch.cat(before), torch.cat(after)
-
-
-def _patches(vision: VisionEncoder, frames: Tensor) -> Tensor:
-    """(T, 3, H, W) uint8 -> (T, D, h, w)."""
-    height, width = vision.grid(frames)
-    tokens = vision(frames)[0][:, -height * width :]
-    return tokens.transpose(1, 2).unflatten(2, (height, width)).float()
 
 
 def summary(found: Predicted) -> dict[str, float]:

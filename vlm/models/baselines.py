@@ -44,11 +44,8 @@ class MultiTokenModel(OnePass):
         self.post_init()
 
     def embed(self, batch: Batch) -> Tensor:
-        last, _ = self.vision(batch.frames)
-        height, width = self.vision.grid(batch.frames)
-        patches = last[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
-        text = self.language.embed(batch.input_ids)
-        return fill(text, batch.frame_index, self.connector(patches))
+        tokens = self.connector(self.vision.patches(batch.frames))
+        return fill(self.language.embed(batch.input_ids), batch.frame_index, tokens)
 
 
 class BlindModel(OnePass):

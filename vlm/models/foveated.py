@@ -281,9 +281,10 @@ class FoveatedModel(PreTrainedModel):
             frame = frame_at[:, column]
             row = (frame >= 0).nonzero().flatten()
             frame = frame[row]
-            one = [layer.of_frames(frame) for layer in kv]
             step = rows[:, column].clone()
-            step[row] = self.connector(self.vision, one, queries[frame]).to(step.dtype)
+            if len(frame):
+                one = [layer.of_frames(frame) for layer in kv]
+                step[row] = self.connector(self.vision, one, queries[frame]).to(step.dtype)
             state = self.language.run_rows(step[:, None], cache)
             hidden.append(state)
             asked = self.connector.llm_to_query(state[row, 0])

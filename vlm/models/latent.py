@@ -136,7 +136,8 @@ class FoveatedLatentModel(FoveatedModel):
         layout, latents = lay_out(batch, task.order), self.latents(batch)
         found: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
         if mode == "autoregressive":
-            states = [self._autoregressive(layout)]
+            text = self._embeds(layout, self.connector.fine_token)
+            states = [self.autoregressive_hidden(layout.batch, text)]
         else:
             states, cache, seen = self._passes(layout)
             if measure_all:
@@ -201,12 +202,10 @@ class FoveatedLatentModel(FoveatedModel):
         _, cache = self.vision(batch.frames)
         queries, marker = self.static_queries(batch), self.connector.coarse_token
         for _ in self.fine_weights:
-            tokens = self.connector(self.vision, cache, queries)
-            embeds = fill(self._embeds(layout, marker), layout.batch.frame_index, tokens)
+            _, embeds = self._look(layout, cache, queries, marker)
             asking = self.language(embeds, layout.batch, prefix_only=True)
             queries, marker = self.next_queries(batch, asking), self.connector.fine_token
-        tokens = self.connector(self.vision, cache, queries)
-        embeds = fill(self._embeds(layout, marker), layout.batch.frame_index, tokens)
+        _, embeds = self._look(layout, cache, queries, marker)
         return self.language.prefill(embeds, layout.batch)
 
     def _passes(self, layout: Layout) -> Passes:
@@ -219,16 +218,17 @@ class FoveatedLatentModel(FoveatedModel):
             if found:
                 queries = self.next_queries(batch, at_frames(found[-1], batch))
                 marker = self.connector.fine_token
-            tokens = self.connector(self.vision, cache, queries)
+            tokens, embeds = self._look(layout, cache, queries, marker)
             seen[name] = (queries, tokens)
-            embeds = fill(self._embeds(layout, marker), batch.frame_index, tokens)
             found.append(self.language(embeds, batch))
         return Passes(found, cache, seen)
 
-    def _autoregressive(self, layout: Layout) -> Tensor:
-        return self.autoregressive_hidden(
-            layout.batch, self._embeds(layout, self.connector.fine_token)
-        )
+    def _look(
+        self, layout: Layout, cache: list[LayerCache], queries: Tensor, marker: nn.Module
+    ) -> tuple[Tensor, Tensor]:
+        """The tokens (F, H) of a look with queries (F, Q), and the (N, H) that is read of it."""
+        tokens = self.connector(self.vision, cache, queries)
+        return tokens, fill(self._embeds(layout, marker), layout.batch.frame_index, tokens)
 
     def _embeds(self, layout: Layout, marker: nn.Module) -> Tensor:
         """(N, H) text and learned tokens; those without a place take part, times zero."""

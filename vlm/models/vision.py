@@ -148,6 +148,12 @@ class VisionEncoder(nn.Module):
                 cache.append(kv)
         return self.final_norm(hidden), cache
 
+    def patches(self, frames: Tensor) -> Tensor:
+        """(F, 3, H, W) uint8 -> (F, D, rows, columns) of the tower's last hidden state."""
+        rows, columns = self.grid(frames)
+        last, _ = self(frames)
+        return last[:, -rows * columns :].transpose(1, 2).unflatten(2, (rows, columns))
+
     def look(self, query: Tensor, cache: Sequence[LayerCache]) -> Tensor:
         """Sends one query per frame through all layers as an extra token that no patch sees.
 
