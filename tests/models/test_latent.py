@@ -102,6 +102,8 @@ def test_losses_equal_plain_forwards_sample_by_sample(mode: str) -> None:
     out = model(batch, mode=mode)
     assert float(out.parts["fine"]) == pytest.approx(fine, rel=1e-6)
     assert float(out.parts["coarse"]) == pytest.approx(coarse, rel=1e-6)
+    errors = (model.predictions(batch, mode) - batch.latents).square().flatten(1).mean(1)
+    assert float(errors.sum()) == pytest.approx(fine, rel=1e-6), "those of the last pass"
     both = fine + 0.5 * coarse
     expected = {"joint": caption + 0.5 * both, "caption": caption}.get(mode, both)
     assert float(out.loss_sum) == pytest.approx(expected, rel=1e-6)

@@ -60,7 +60,8 @@ def draw(run_dir: Path, max_samples: int, decoder: str | None, mode: Mode) -> Pa
         )
     held, decodes = held_out(recipe, max_samples), autoencoder(name)
     folder = run_dir / FOLDER
-    shutil.rmtree(folder, ignore_errors=True)  # what is drawn is all there is, and of one model
+    if folder.exists():  # what is drawn is all there is, and of one model
+        shutil.rmtree(folder)
     folder.mkdir()
     found = []
     for index, (key, sample) in enumerate(zip(held.keys, held.samples, strict=True)):

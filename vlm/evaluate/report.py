@@ -137,15 +137,15 @@ def _judged(order: str, evaluation: Mapping[str, Any], judged: Mapping[str, Any]
 
 def _scores(evaluation: Mapping[str, Any], judged: Mapping[str, Any]) -> list[_TaskScore]:
     accuracy = judged.get("accuracy") or {}
-    by_mode = {mode: accuracy.get(mode) or {} for mode in ("true", "blank", "shuffled")}
-    by_mode["prior"] = evaluation.get("prior") or {}
+    known = {**accuracy, "prior": evaluation.get("prior")}
+    by_control = {control: known.get(control) or {} for control in ("true", *CONTROLS)}
     others = list((judged.get("accuracy_by_mode") or {}).items())[1:]  # the first is "true"
     num_answers = evaluation.get("num_answers") or {}
     scores = []
-    for task in dict.fromkeys(task for values in by_mode.values() for task in values):
-        values = {mode: number(tasks.get(task)) for mode, tasks in by_mode.items()}
+    for task in dict.fromkeys(task for values in by_control.values() for task in values):
+        values = {control: number(tasks.get(task)) for control, tasks in by_control.items()}
         true, count = values.pop("true"), number(num_answers.get(task))
-        known = [value for value in values.values() if value is not None]
+        rivals = [value for value in values.values() if value is not None]
         low, high = (None, None) if true is None or not count else wilson(true, count)
         scores.append(
             _TaskScore(
@@ -155,7 +155,7 @@ def _scores(evaluation: Mapping[str, Any], judged: Mapping[str, Any]) -> list[_T
                 low=low,
                 high=high,
                 controls=values,
-                gain=None if true is None or not known else true - max(known),
+                gain=None if true is None or not rivals else true - max(rivals),
                 modes={mode: number((tasks or {}).get(task)) for mode, tasks in others},
             )
         )
