@@ -12,7 +12,6 @@ import functools
 import multiprocessing
 import os
 import shutil
-import socket
 import tempfile
 import time
 import traceback
@@ -21,6 +20,8 @@ from multiprocessing import connection
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from tests.ports import free_port
 
 TIMEOUT_S = 120.0
 #: for the other ranks, after one that raised or died
@@ -124,12 +125,6 @@ def ranks(world_size: int) -> Ranks:
     group = Ranks(world_size)
     atexit.register(group.close)
     return group
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _serve(rank: int, world_size: int, port: int, log: Path, pipe: Connection) -> None:

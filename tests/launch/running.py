@@ -14,6 +14,7 @@ import pytest
 
 from tests.nodes import sshd
 from tests.nodes.sshd import Nodes
+from tests.ports import free_port
 from tests.train import helpers
 from tests.waiting import wait_for
 from vlm.nodes.hosts.hostfile import to_text
@@ -60,7 +61,7 @@ def options(nodes: Nodes, folder: Path, *more: object) -> list[object]:
     hostfile = folder / "hostfile"
     hostfile.write_text(to_text(nodes.hosts))
     found = ["--hostfile", hostfile, "--known-hosts", nodes.known_hosts, "--quick"]
-    port = sshd.free_port("127.0.0.2")
+    port = free_port()
     return [*found, "--master-port", port, "--min-free-gb", "0.01", *more]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.distributed import free_port
+from tests.ports import free_port
 from tests.train import helpers, runs
 from vlm.errors import EXIT_PREEMPTED
 from vlm.train.metrics import read_rows

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.nodes import sshd
+from tests.ports import free_port
 from tests.train import helpers
 from vlm.nodes.hosts.hostfile import to_text
 
@@ -30,7 +31,7 @@ def test_two_hosts_and_a_recipe(tmp_path: Path) -> None:
     with sshd.nodes(tmp_path / "ssh", 2) as nodes:
         hostfile = tmp_path / "hostfile"
         hostfile.write_text(to_text(nodes.hosts))
-        port = sshd.free_port("127.0.0.2")
+        port = free_port()
         options = ["--hostfile", hostfile, "--known-hosts", nodes.known_hosts]
         options += ["--master-port", port, "--min-free-gb", "0.1"]
         recipe = ["--recipe", helpers.world() / "recipe.yaml", f"output_dir={tmp_path}/run"]

@@ -36,6 +36,7 @@ from tests.launch.running import (
 )
 from tests.nodes import sshd
 from tests.nodes.sshd import Node, Nodes
+from tests.ports import free_port
 from tests.system import require
 from tests.train import helpers
 from vlm.nodes.hosts.hostfile import to_text
@@ -65,7 +66,7 @@ def undisturbed() -> Path:
     folder = Path(tempfile.mkdtemp(dir=helpers.world()))
     (folder / "hostfile").write_text("localhost slots=2\n")
     given = ["--hostfile", folder / "hostfile", "--quick", "--min-free-gb", "0.01"]
-    port = sshd.free_port("127.0.0.1")
+    port = free_port()
     finish(launcher(*given, "--master-port", port, *training(folder, *LONG)))
     return folder
 
@@ -148,7 +149,7 @@ def test_other_signals_end_any_script_as_well(number: signal.Signals, tmp_path: 
     (tmp_path / "saves.py").write_text(SAVES)
     (tmp_path / "hostfile").write_text("localhost slots=1\n")
     given = ["--hostfile", tmp_path / "hostfile", "--quick", "--min-free-gb", "0.01"]
-    given += ["--master-port", sshd.free_port("127.0.0.1"), "--job", tmp_path / "run/launch"]
+    given += ["--master-port", free_port(), "--job", tmp_path / "run/launch"]
     started = launcher(*given, "--", tmp_path / "saves.py")
     at_step(tmp_path, 1)
     started.send_signal(number)
@@ -296,7 +297,7 @@ def test_stock_deepspeed_with_a_hostfile(nodes: Nodes, tmp_path: Path) -> None:
     ssh = f"-i {host.key} -p {host.port} -o UserKnownHostsFile={nodes.known_hosts}"
     command = [Path(sys.executable).with_name("deepspeed"), "--hostfile", tmp_path / "hostfile"]
     command += ["--no_ssh_check", "--master_addr", "127.0.0.2"]
-    command += ["--master_port", str(sshd.free_port("127.0.0.2"))]
+    command += ["--master_port", str(free_port())]
     done = subprocess.run(
         [*command, *map(str, training(tmp_path, *LONG)[1:])],
         cwd=ROOT,

@@ -16,8 +16,8 @@ from tests.launch.running import (
     options,
     state,
 )
-from tests.nodes import sshd
 from tests.nodes.sshd import Nodes
+from tests.ports import free_port
 from tests.tools.run_tool import run_tool
 
 __all__ = ["nobody_stays", "nodes"]  # fixtures
@@ -59,7 +59,7 @@ def test_a_rank_is_killed_and_the_losses_stay(nodes: Nodes, data: Path, tmp_path
     for folder in (alone, apart):
         folder.mkdir()
     (alone / "hostfile").write_text("localhost slots=2\n")
-    port = sshd.free_port("127.0.0.1")
+    port = free_port()
     given = ["--hostfile", alone / "hostfile", "--quick", "--master-port", port]
     finish(launcher(*given, "--min-free-gb", "0.01", *quickstart(data, alone)))
     faults = Faults(apart)

@@ -15,7 +15,8 @@ from unittest import mock
 
 import pytest
 
-from tests.distributed import free_port, ranks
+from tests.distributed import ranks
+from tests.ports import free_port
 from tests.train import helpers, runs
 from vlm.data.text.tokenizer import train_tokenizer
 from vlm.train.metrics import read_rows

@@ -9,8 +9,8 @@ from typing import Any
 
 import psutil
 
-from tests.nodes import sshd
 from tests.nodes.sshd import Nodes
+from tests.ports import free_port
 from tests.waiting import wait_for
 from vlm.nodes.launcher.connection import Job, Place
 from vlm.nodes.launcher.outcome import Outcome
@@ -74,7 +74,7 @@ class Started:
             **given,
         )
         places = [Place(host, 2, host.name, "lo") for host in nodes.hosts]
-        port = sshd.free_port("127.0.0.2")
+        port = free_port()
         self.attempt = Attempt(made, places, port, "test", self._hear)
 
     def _hear(self, index: int, event: dict[str, Any]) -> None:

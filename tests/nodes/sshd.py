@@ -7,12 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.ports import free_port
 from tests.system import require
+from tests.waiting import wait_for
 from vlm.nodes.hosts.hostfile import Host
 
 
@@ -56,7 +57,7 @@ def nodes(folder: Path, count: int, slots: int = 1) -> Iterator[Nodes]:
     keys.chmod(0o600)
     if os.geteuid() == 0:  # where Debian's server keeps its own
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-    port = free_port("127.0.0.2")
+    port = free_port()
     made: list[Node] = []
     try:
         for index in range(count):
@@ -74,8 +75,7 @@ def nodes(folder: Path, count: int, slots: int = 1) -> Iterator[Nodes]:
                 address, slots, user=getpass.getuser(), port=port, key=str(folder / "client")
             )
             made.append(Node(host, process, programs))
-        for node in made:
-            wait_for(node)
+        wait_for(lambda: all(answers(node) for node in made))
         yield Nodes(folder, made)
     finally:
         for node in made:
@@ -99,20 +99,11 @@ SetEnv PATH={path} HOST_API_KEY=planted-in-the-host
 """
 
 
-def free_port(address: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(node: Node) -> None:
-    for _ in range(200):
-        assert node.server.poll() is None, "the ssh server did not start"
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection((node.host.name, node.host.port), 1) as connection,
-        ):
-            if connection.recv(3):
-                return
-        time.sleep(0.05)
-    raise AssertionError("no ssh server within 10 s")
+def answers(node: Node) -> bool:
+    assert node.server.poll() is None, "the ssh server did not start"
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((node.host.name, node.host.port), 1) as connection,
+    ):
+        return bool(connection.recv(3))
+    return False

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.nodes import sshd
 from tests.nodes.sshd import Nodes
+from tests.ports import free_port
 from vlm.nodes.hosts import preflight, ssh
 from vlm.nodes.hosts.hostfile import Host
 from vlm.nodes.hosts.verdict import Verdict, Wanted
@@ -19,7 +19,7 @@ def look(nodes: Nodes, hosts: list[Host], output: Path, **changes: object) -> li
     run = functools.partial(ssh.run, timeout_s=120, known_hosts=nodes.known_hosts)
     given = {"python": sys.executable, "folder": ROOT, "files": {}, **changes}
     wanted = dataclasses.replace(WANTED, paths=(str(output),))
-    port = sshd.free_port("127.0.0.2")
+    port = free_port()
     return preflight.look(hosts, run, wanted=wanted, port=port, **given)
 
 

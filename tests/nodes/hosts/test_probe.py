@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.ports import free_port
+from tests.waiting import wait_for
 from vlm.nodes.hosts import probe
 
 ROOT = Path(__file__).parents[3]
@@ -135,8 +138,7 @@ def test_interfaces() -> None:
 
 
 def meet(folders: list[Path], wait_s: float, listen: bool = True) -> list[dict[str, Any]]:
-    with socket.create_server(("", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     request = {"address": "127.0.0.1", "port": port, "token": "t", "wait_s": wait_s, "peers": 2}
     found: list[dict[str, Any]] = [{}] * len(folders)
 
@@ -154,12 +156,30 @@ def meet(folders: list[Path], wait_s: float, listen: bool = True) -> list[dict[s
 
 def test_hosts_meet_and_see_one_folder(tmp_path: Path) -> None:
     shared, other = tmp_path / "shared", tmp_path / "other"
-    assert meet([shared, shared, other], 1.0) == [
+    assert meet([shared, shared, other], 3.0) == [
         {"fault": None, "shared": True},
         {"fault": None, "shared": True},
         {"fault": None, "shared": False},
     ]
     assert list(shared.iterdir()) == []
+
+
+def test_the_first_host_waits_until_the_others_have_looked(tmp_path: Path) -> None:
+    port = free_port()
+    request = {"listen": port, "peers": 1, "folder": str(tmp_path), "token": "t", "wait_s": 60}
+    first = threading.Thread(target=probe.meet, args=[request])
+    first.start()
+
+    def connect() -> socket.socket | None:
+        with contextlib.suppress(OSError):
+            return socket.create_connection(("127.0.0.1", port), 5)
+        return None
+
+    with wait_for(connect):
+        first.join(1.5)
+        assert first.is_alive() and [p.name for p in tmp_path.iterdir()] == [".preflight-t"]
+    first.join(30)
+    assert not first.is_alive() and list(tmp_path.iterdir()) == []
 
 
 def test_nobody_listens_and_nobody_comes(tmp_path: Path) -> None:

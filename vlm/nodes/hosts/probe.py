@@ -79,9 +79,8 @@ def meet(request: dict[str, Any]) -> dict[str, Any]:
     mark = Path(request["folder"]) / f".preflight-{request['token']}"
     stop = time.monotonic() + request["wait_s"]
     if request["listen"] is None:
-        fault = _until(stop, lambda: _connect(request["address"], request["port"]))
-        sees = _until(stop, lambda: None if mark.exists() else "not there")
-        return {"fault": fault, "shared": sees is None}
+        fault, sees = _visit(request, stop, mark)
+        return {"fault": fault, "shared": sees}
     made = _attempt(lambda: _make(mark))
     try:
         return {"fault": _listen(request, stop), "shared": made is None}
@@ -95,20 +94,34 @@ def _make(mark: Path) -> None:
 
 
 def _listen(request: dict[str, Any], stop: float) -> str | None:
-    """Waits for all peers; they look for the mark after they have connected."""
+    """Waits until all peers have come and gone."""
+    peers = []
     with socket.create_server(("", request["listen"]), backlog=128) as server:
         for seen in range(request["peers"]):
             server.settimeout(max(0.01, stop - time.monotonic()))
             try:
-                server.accept()[0].close()
+                peers.append(server.accept()[0])
             except TimeoutError:
                 return f"{seen} of {request['peers']} hosts connected"
-    time.sleep(1.0)  # a shared folder may be a moment late
+    for peer in peers:
+        peer.settimeout(max(0.01, stop - time.monotonic()))
+        with peer, contextlib.suppress(OSError):
+            peer.recv(1)
     return None
 
 
-def _connect(address: str, port: int) -> str | None:
-    return _attempt(lambda: socket.create_connection((address, port), 5).close())
+def _visit(request: dict[str, Any], stop: float, mark: Path) -> tuple[str | None, bool]:
+    """Why the first host cannot be reached, and whether its mark is seen while it waits."""
+    connected: list[socket.socket] = []
+
+    def connect() -> None:
+        connected.append(socket.create_connection((request["address"], request["port"]), 5))
+
+    fault = _until(stop, lambda: _attempt(connect))
+    sees = _until(stop, lambda: None if mark.exists() else "not there") is None
+    for connection in connected:
+        connection.close()
+    return fault, sees
 
 
 def _attempt(action: Callable[[], object]) -> str | None:
