@@ -5,6 +5,7 @@ import torch
 
 from tests.models.reference import sample, single
 from tests.models.tiny import make_batch, make_lm, make_model, make_projected
+from vlm.models.beams import NEVER, Beams
 from vlm.models.generate import generate
 from vlm.models.one_pass import Projected
 
@@ -42,6 +43,17 @@ def test_it_finds_what_transformers_finds(family: str, num_beams: int, most: int
     found = generate(model, batch, eos_token_id=stops, **options)
     expected = [theirs(model, batch, i, stops, **options) for i in range(len(PROMPTS))]
     assert found == expected
+
+
+def test_all_beams_go_on_where_each_could_end_in_several_ways() -> None:
+    beams = Beams(1, 2, [0, 1], torch.device("cpu"))
+    first = beams.step(torch.tensor([[-9.0, -9, 2, 1, -9, -9]]).expand(2, 6), False)
+    assert first is not None and first.tokens.tolist() == [2, 3]
+    # one of them goes on, both ends of the other are likelier than its going on, and so is one here
+    second = beams.step(torch.tensor([[1.0, -9, -9, -9, 5, -9], [5, 4.9, -9, -9, -9, 1]]), False)
+    assert second is not None
+    assert (second.rows.tolist(), second.tokens.tolist()) == ([0, 1], [4, 5])
+    assert float(beams.sums.min()) > NEVER / 2
 
 
 def test_it_repeats_and_does_not_depend_on_who_is_in_the_batch() -> None:

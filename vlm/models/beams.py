@@ -46,7 +46,9 @@ class Beams:
         num_samples, width = len(self.sums), logits.shape[-1]
         scores = logits.float().log_softmax(-1).view(num_samples, self.num_beams, width)
         scores = (self.sums[..., None] + scores).flatten(1)
-        sums, index = scores.topk(min(2 * self.num_beams, scores.shape[1]))
+        # so many that all beams go on even where each of them could end in every way
+        enough = (1 + len(self.stops)) * self.num_beams
+        sums, index = scores.topk(min(enough, scores.shape[1]))
         beams, tokens = index // width, index % width
         sample = torch.arange(num_samples, device=sums.device)[:, None]
         texts = torch.cat([self.going[sample, beams], tokens[..., None]], dim=-1)
