@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from vlm.errors import ConfigError, DataError
+from vlm.errors import ConfigError, DataError, one_line
 
 #: scheme -> the package that reads it, and how to get it
 _PACKAGES = {
@@ -53,7 +53,7 @@ def reason(error: BaseException) -> str:
         text = error.strerror
     else:
         text = str(error)
-    text = _URL.sub(lambda found: display(found[0]), text).partition("\n")[0]
+    text = one_line(_URL.sub(lambda found: display(found[0]), text).partition("\n")[0])
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
