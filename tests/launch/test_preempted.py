@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 
 from tests.ports import free_port
 from tests.train import helpers, runs
+from tests.waiting import wait_for
 from vlm.errors import EXIT_PREEMPTED
 from vlm.train.metrics import read_rows
 
@@ -71,7 +71,7 @@ def job() -> Iterator[Job]:
         )
     found = Job(process, folder)
     try:
-        wait_until(lambda: found.num_steps() >= 2, found)
+        wait_for(lambda: found.num_steps() >= 2, PATIENCE_S)
         yield found
     finally:
         try:
@@ -79,13 +79,6 @@ def job() -> Iterator[Job]:
         except ProcessLookupError:
             pass
         process.wait()
-
-
-def wait_until(true: object, job: Job) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():  # type: ignore[operator]
-        assert time.monotonic() < deadline, job.log()
-        time.sleep(0.05)
 
 
 @pytest.mark.slow
