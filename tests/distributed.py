@@ -23,7 +23,7 @@ from typing import Any
 
 from tests.ports import free_port
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 300.0
 #: for the other ranks, after one that raised or died
 GRACE_S = 5.0
 #: what the process imports that ranks are forked from

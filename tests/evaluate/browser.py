@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-TIMEOUT_S = 60
+TIMEOUT_S = 180
 FLAGS = (
     "--headless",
     "--no-sandbox",

@@ -41,7 +41,7 @@ def test_processes_start_from_the_script(tmp_path: Path) -> None:
         check=True,
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
-        timeout=120,
+        timeout=300,
     )
     assert len(list((tmp_path / "o").glob("text-*.tar"))) == 2
 

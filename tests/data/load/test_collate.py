@@ -12,7 +12,7 @@ from tests.data.collators import make_collator
 from tests.data.conftest import IMAGE_TOKEN
 from vlm.config import AugmentConfig
 from vlm.data.format.schema import Turn
-from vlm.data.load.collate import Collator
+from vlm.data.load.collate import Collator, question_first
 from vlm.data.text import chat
 
 
@@ -39,6 +39,17 @@ def test_or_behind_the_first_question(collator: Collator, kind: str) -> None:
     assert encoded.input_ids[start : start + 6] == [collator.image_token_id] * 6
     before = collator.tokenizer.decode(encoded.input_ids[:start])
     assert before.endswith("What colour is the circle?")
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_frames", "mark"),
+    [("video", 3, "<video>"), ("image", 3, "<image><image><image>"), ("video", 1, "<video>")],
+)
+def test_the_place_is_marked_as_of_its_kind(kind: str, num_frames: int, mark: str) -> None:
+    said = (Turn(role="system", content="s"), Turn(role="user", content="What?"))
+    system, asked = question_first(said, kind, num_frames)
+    assert (system, asked.content) == (said[0], f"What?{mark}")
+    assert question_first(said, "text", 0) == said
 
 
 def test_a_text_that_says_where_keeps_it(collator: Collator) -> None:
