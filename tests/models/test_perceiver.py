@@ -126,7 +126,7 @@ def recipe(**changes) -> ModelConfig:
 @pytest.mark.parametrize(
     ("connector", "said"),
     [
-        ({"num_heads": 5}, "num_heads: found 5, expected a divisor"),
+        ({"num_heads": 5}, "num_heads: found 5 heads, expected a divisor"),
         ({"kind": "linear", "num_layers": 1}, "found 3.*gives 5 tokens.*expected all of those"),
         ({"kind": "linear", "pool": "avg", "tokens_per_frame": 6}, "found 6.*expected at most"),
         ({"kind": "linear", "num_layers": 3}, "the linear projector has 1 or 2"),
@@ -136,6 +136,11 @@ def recipe(**changes) -> ModelConfig:
 def test_connectors_that_do_not_fit_are_refused(connector, said: str) -> None:
     with pytest.raises((ConfigError, ValueError), match=said):
         registry.build(recipe(connector=connector), 50, 0)
+
+
+def test_learned_pooling_needs_a_width_of_eight_heads() -> None:
+    with pytest.raises(ConfigError, match="connector.pool: found 8 heads.* width 36"):
+        Projector(vision_dim=24, language_dim=36, num_tokens=2, num_layers=1, pool="learned")
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,18 @@ def check_tokens(wanted: int, found: int, pooled: bool) -> None:
         )
 
 
+def check_heads(key: str, num_heads: int, dim: int) -> None:
+    """
+    Raises:
+        ConfigError: the language model's width ``dim`` does not divide into heads.
+    """
+    if dim % num_heads:
+        raise ConfigError(
+            f"model.connector.{key}: found {num_heads} heads, expected a divisor of the language "
+            f"model's width {dim}"
+        )
+
+
 class Resampler(nn.Module):
     """Latents that read a frame's tokens: (F, P, D) -> (F, K, H).
 
@@ -78,11 +90,7 @@ class Resampler(nn.Module):
         mlp_ratio: int,
     ) -> None:
         super().__init__()
-        if language_dim % num_heads:
-            raise ConfigError(
-                f"model.connector.num_heads: found {num_heads}, expected a divisor of the language "
-                f"model's width {language_dim}"
-            )
+        check_heads("num_heads", num_heads, language_dim)
         self.latents = nn.Parameter(torch.randn(num_latents, language_dim) * LATENT_STD)
         self.input_proj = nn.Linear(vision_dim, language_dim)
         self.blocks = nn.ModuleList(
@@ -168,6 +176,7 @@ class Projector(nn.Module):
             nn.LayerNorm(vision_dim), nn.Linear(vision_dim, language_dim), *more
         )
         if pool == "learned":
+            check_heads("pool", POOL_HEADS, language_dim)
             self.queries = nn.Parameter(torch.randn(num_tokens, language_dim) * LATENT_STD)
             self.key_norm = nn.LayerNorm(language_dim)
             self.attention = Attention(language_dim, POOL_HEADS)
