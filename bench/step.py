@@ -52,8 +52,8 @@ from vlm.engine.setup import build_engine, start_process
 from vlm.engine.step import read, train_step
 from vlm.errors import command
 from vlm.models import registry
-from vlm.models.flop_work import shapes_of
-from vlm.models.flops import FoveatedCounter
+from vlm.models.flops.counters import FoveatedCounter
+from vlm.models.flops.shapes import shapes_of
 from vlm.train import data
 
 #: SmolLM2's width, layers, heads, key-value heads, inner width

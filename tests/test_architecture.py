@@ -51,8 +51,7 @@ UNTESTED = {
     "launch/predict_frames.py": "tests/evaluate/test_next_frames.py runs it",
     "launch/predict_patches.py": "tests/evaluate/test_patch_prediction.py runs it",
     "vlm/log.py": "a format string and a filter",
-    "vlm/models/flop_frames.py": "tests/models/test_flops.py holds it to what is run",
-    "vlm/models/flop_looks.py": "tests/models/test_flops.py holds it to what is run",
+    "vlm/models/flops/measured.py": "tests/models/flops/test_counters.py holds it to what is run",
     "vlm/models/family.py": "a return type and configurations; all tests of families use them",
 }
 

@@ -11,7 +11,7 @@ from tests.train import helpers
 from vlm.data.plan import planning
 from vlm.data.plan.position import Position
 from vlm.errors import DataError
-from vlm.models.flop_work import Shapes, shapes_of
+from vlm.models.flops.shapes import Shapes, shapes_of
 from vlm.train import data, workload
 from vlm.train.workload import _shapes
 

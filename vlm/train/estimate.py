@@ -4,7 +4,7 @@
 2. The plan gives its heaviest micro-batches and some of its steps (``vlm.train.workload``).
 3. Each is passed through the model without contents (``vlm.train.activations``).
 4. DeepSpeed's states come on top, for each stage and offload (``vlm.engine.memory``).
-5. Operations of the sampled steps give time and price (``vlm.models.flops``).
+5. Operations of the sampled steps give time and price (``vlm.models.flops.counters``).
 
 Not here: how it is shown (``launch/estimate.py``).
 """
@@ -24,8 +24,8 @@ from vlm.config_model import LatentConfig
 from vlm.engine import memory, optim
 from vlm.engine.memory import Sizes, StateBytes
 from vlm.gpus import Gpu
-from vlm.models.flop_work import Shapes
-from vlm.models.flops import COUNTERS
+from vlm.models.flops.counters import COUNTERS
+from vlm.models.flops.shapes import Shapes
 from vlm.train import model as models
 from vlm.train import workload
 from vlm.train.activations import PassBytes, pass_bytes

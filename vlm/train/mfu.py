@@ -1,7 +1,7 @@
 """Model FLOPs utilisation: what a run's mathematics needs a second, over what its GPUs can do.
 
-Counted for the step that is logged (``vlm.models.flops``) and carried over to the steps around it
-by their cost, so that no other step counts anything. Not here: the count itself, and the peaks
+Counted for the step that is logged and carried over to the steps around it by their cost, so that
+no other step counts anything. Not here: the count itself (``vlm.models.flops``), and the peaks
 (``vlm.gpus``).
 """
 
@@ -15,8 +15,8 @@ from vlm import dist, gpus
 from vlm.batch import Batch
 from vlm.engine.modes import forward_mode
 from vlm.errors import ConfigError
-from vlm.models.flop_work import shapes_of
-from vlm.models.flops import COUNTERS
+from vlm.models.flops.counters import COUNTERS
+from vlm.models.flops.shapes import shapes_of
 from vlm.train.run import Run
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from vlm.config import Recipe
 from vlm.data.load.collate import frame_size
 from vlm.data.plan import planning
 from vlm.data.plan.plan import MicroBatch, Plan, Step, assign
-from vlm.models.flop_work import Shapes
+from vlm.models.flops.shapes import Shapes
 
 #: steps of the plan whose operations are counted
 COUNTED_STEPS = 64

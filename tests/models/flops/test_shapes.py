@@ -1,7 +1,7 @@
 """Shapes of batches, and what padding adds to them."""
 
 from tests.models import tiny
-from vlm.models.flop_work import Shapes, executed, needed, shapes_of
+from vlm.models.flops.shapes import Shapes, executed, needed, shapes_of
 
 
 def test_shapes_of_a_batch() -> None:

@@ -1,10 +1,10 @@
 """Operations of a frame in modules of any make, counted by torch on the meta device.
 
-For families that read every frame once and alike (``vlm.models.one_pass.Projected``): one frame
-goes through a twin of the model without contents, forward and backward, under
+For families that read every frame once and alike (``vlm.models.one_pass``): one frame goes
+through a twin of the model without contents, forward and backward, under
 ``torch.utils.flop_counter``; a micro-batch costs as much for each frame. So do heads that predict
-latents, and the autoencoder that makes them. Where it can be told from
-sizes alone, ``vlm.models.flop_parts`` does.
+latents, and the autoencoder that makes them. Looks depend on queries besides:
+``vlm.models.flops.looks`` counts them from sizes alone.
 
 Legend: H, W height and width of frames in pixels.
 """
@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from vlm.autoencoder import shapes_of
-from vlm.models.flop_blocks import Flops
+from vlm.models.baselines import MultiTokenModel
+from vlm.models.flops.layers import Flops
 from vlm.models.latent import LatentFoveation
 
 
@@ -60,14 +61,15 @@ def _of_frame(
     for name, parameter in twin.named_parameters():
         parameter.requires_grad_(name in names)
     twin.train()
-    vision, tokens = _run(twin.vision, frame)
+    reads = twin.vision.patches if isinstance(twin, MultiTokenModel) else twin.vision
+    vision, tokens = _run(reads, frame)
     if recomputes and tokens.requires_grad:
         twin.vision.gradient_checkpointing = True
-        again, _ = _run(twin.vision, frame)
+        again, _ = _run(reads, frame)
         vision.recompute = again.useful - vision.useful
     given = tokens.detach().requires_grad_(tokens.requires_grad)
     connector, visual = _run(twin.connector, given)
-    return FrameFlops(vision, connector, visual.shape[1], visual.requires_grad)
+    return FrameFlops(vision, connector, visual.numel() // visual.shape[-1], visual.requires_grad)
 
 
 def of_prediction(connector: LatentFoveation, grad: bool) -> Flops:

@@ -15,8 +15,8 @@ from transformers import AutoConfig
 from tests.models import adapted, cases, test_latent, tiny
 from vlm.batch import Batch
 from vlm.models import registry
-from vlm.models.flop_work import laid_out, shapes_of
-from vlm.models.flops import COUNTERS, FoveatedCounter
+from vlm.models.flops.counters import COUNTERS, FoveatedCounter
+from vlm.models.flops.shapes import laid_out, shapes_of
 from vlm.models.foveated import FoveatedConfig, FoveatedModel
 from vlm.models.latent import TASKS, FoveatedLatentModel
 from vlm.models.latent_layout import Order, lay_out

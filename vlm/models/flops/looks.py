@@ -1,15 +1,66 @@
 """Operations of looks: the patch stream of all frames, and one query for each frame through it.
 
-Not here: in which passes a family looks and reads (``vlm.models.flops``).
+Not here: in which passes a family looks and reads (``vlm.models.flops.counters``).
 
-Legend: F frames.
+Legend: F frames, P tokens of a frame in the tower.
 """
 
-from vlm.models.flop_blocks import Flops, Layer, attend, linear_map
-from vlm.models.flop_parts import PatchFlops
-from vlm.models.flop_work import Work
+from typing import Any
+
+from vlm.models.flops.layers import (
+    Branch,
+    Flops,
+    Layer,
+    attend,
+    linear_map,
+    mlp_branches,
+    norms_train,
+    trains,
+)
+from vlm.models.flops.shapes import Work
 from vlm.models.foveated import FoveatedModel
 from vlm.models.latent import LatentFoveation
+from vlm.models.vision import VisionEncoder, projections
+
+
+class PatchFlops:
+    """Every frame through the tower's blocks, once."""
+
+    def __init__(self, vision: VisionEncoder) -> None:
+        self._vision = vision
+        self.layers = [_tower_layer(layer) for layer in vision.layers]
+        self._stem_trains = trains(vision.tower.embeddings)
+
+    def frame_tokens(self, work: Work) -> tuple[int, int]:
+        """P, and how many of those are patches."""
+        height, width = self._vision.patch_size
+        patches = (work.frame_size[0] // height) * (work.frame_size[1] // width)
+        return self._vision.num_prefix_tokens + patches, patches
+
+    def run(self, flops: Flops, work: Work, lean: bool) -> None:
+        """Adds what it costs. Only keys and values are used of the last layer.
+
+        Args:
+            lean: blocks are computed again in the backward pass.
+        """
+        tokens, patches = self.frame_tokens(work)
+        patch = self._vision.patch_size
+        stem = 2.0 * work.num_frames * patches * 3 * patch[0] * patch[1] * self._vision.dim
+        flops.forward += stem
+        flops.backward += stem * self._stem_trains
+        grad, num, pairs = self._stem_trains, work.num_frames * tokens, work.num_frames * tokens**2
+        *whole, top = self.layers
+        for layer in whole:
+            grad = layer.run(flops, num, pairs, grad, lean)
+        last = Flops()
+        top.run(last, num, pairs, False)
+        flops.forward += last.forward
+        flops.backward += key_value(num, grad, top).backward
+
+    def offered(self, work: Work, layer: Layer) -> Flops:
+        """Keys and values of a layer, for queries."""
+        grad = self._stem_trains or any(below.norms_train for below in self.layers)
+        return key_value(work.num_frames * self.frame_tokens(work)[0], grad, layer)
 
 
 class LookFlops:
@@ -28,7 +79,7 @@ class LookFlops:
 
     def see(self, parts: dict[str, Flops], work: Work, lean: bool) -> None:
         """The patch stream, before any look; ``lean``: blocks are computed again."""
-        self._patches.run(parts["vision"], work, lean, for_queries=True)
+        self._patches.run(parts["vision"], work, lean)
 
     def ask(self, parts: dict[str, Flops], work: Work, hidden: bool) -> bool:
         """Hidden states into the next queries; True if those ask for a gradient."""
@@ -90,3 +141,22 @@ class LookFlops:
     def _looked_at(self) -> list[Layer]:
         layers = self._patches.layers
         return layers[-1:] if self._model.vision.shallow else layers
+
+
+def key_value(tokens: int, grad: bool, layer: Layer) -> Flops:
+    flops = Flops()
+    _, key, value = layer.attention.inner
+    key.run(flops, tokens, grad or layer.norms_train)
+    value.run(flops, tokens, grad or layer.norms_train)
+    return flops
+
+
+def _tower_layer(layer: Any) -> Layer:
+    maps = projections(layer)
+    inner = tuple(linear_map(module) for module in (maps.query, maps.key, maps.value))
+    return Layer(
+        Branch(inner, linear_map(maps.output)),
+        mlp_branches(layer.mlp),
+        norms_train(layer),
+        ends_in_map=False,
+    )

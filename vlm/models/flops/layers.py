@@ -236,6 +236,10 @@ def norms_train(layer: nn.Module) -> bool:
     return any(p.requires_grad and id(p) not in inside for p in layer.parameters())
 
 
+def trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
 def _units(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Linear maps by name; PEFT's count as one with the map that they wrap."""
     found: list[str] = []

@@ -1,6 +1,6 @@
 """What of a micro-batch its operations follow from: its shapes, with padding and without.
 
-Not here: what any model makes of them (``vlm.models.flops``).
+Not here: what any model makes of them (``vlm.models.flops.counters``).
 
 Legend: S samples, F frames, N tokens, L longest sample.
 """

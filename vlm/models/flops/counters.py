@@ -4,11 +4,10 @@ A counter reads a model's sizes and what of it trains once, then counts any micr
 forward mode: the patch stream, the deep queries of each pass, the connector, the language model's
 passes and its head. Two totals: ``model`` is what the mathematics needs for real tokens and frames
 (MFU), ``hardware`` what is executed, with padding, blank frames and what gradient checkpointing
-computes again (HFU). Nothing is run or timed here; what a count is made of is in
-``vlm.models.flop_parts`` and ``vlm.models.flop_blocks``. ``COUNTERS`` holds the families that are
-counted.
+computes again (HFU). No model is run or timed here; what a count is made of is in the modules
+beside this one. ``COUNTERS`` holds every family.
 
-``tests/models/test_flops.py`` holds it to ``torch.utils.flop_counter``.
+``tests/models/flops/test_counters.py`` holds it to ``torch.utils.flop_counter``.
 
 Legend: F frames.
 """
@@ -16,20 +15,18 @@ Legend: F frames.
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from vlm.models.baselines import BlindModel, MultiTokenModel
 from vlm.models.cross_attention import CrossAttentionModel
-from vlm.models.flop_blocks import Context, Flops, linear_map
-from vlm.models.flop_frames import of_frame, of_latent, of_prediction
-from vlm.models.flop_looks import LookFlops
-from vlm.models.flop_parts import PatchFlops, TextFlops
-from vlm.models.flop_work import Shapes, Work, executed, laid_out, needed
+from vlm.models.flops.layers import Context, Flops
+from vlm.models.flops.looks import LookFlops
+from vlm.models.flops.measured import of_frame, of_latent, of_prediction
+from vlm.models.flops.shapes import Shapes, Work, executed, laid_out, needed
+from vlm.models.flops.text import TextFlops
 from vlm.models.foveated import FoveatedModel, Mode
 from vlm.models.latent import TASKS, FoveatedLatentModel
 from vlm.models.latent import Mode as LatentMode
 from vlm.models.latent_layout import MARKERS
-from vlm.models.one_pass import Projected
+from vlm.models.one_pass import OnePass
 from vlm.models.perceiver import PerceiverModel
 from vlm.models.prefix import PrefixModel
 
@@ -139,44 +136,13 @@ class LatentCounter:
 
 
 class OnePassCounter:
-    """Of one model that reads every sample once, ``multi_token`` or ``blind``, as it trains now.
+    """Of one model that reads every sample once, as it trains now.
 
     Raises:
         ConfigError: a language model whose layers are not attention and dense MLPs.
     """
 
-    def __init__(self, model: MultiTokenModel | BlindModel) -> None:
-        self._model, self._text = model, TextFlops(model.language)
-        self._patches = PatchFlops(model.vision) if isinstance(model, MultiTokenModel) else None
-        connector = model.connector.modules() if isinstance(model, MultiTokenModel) else ()
-        self._maps = [linear_map(one) for one in connector if isinstance(one, nn.Linear)]
-
-    def micro_batch(self, shapes: Shapes, mode: Any = "one_pass") -> MicroBatchFlops:
-        """Forward and backward; there is one mode."""
-        parts = self._count(executed(shapes, self._model.language.is_flat))
-        return _totals(parts, self._count(needed(shapes)))
-
-    def _count(self, work: Work) -> dict[str, Flops]:
-        parts, grad = {name: Flops() for name in PARTS}, False
-        if isinstance(self._model, MultiTokenModel) and self._patches is not None:
-            lean = self._model.vision.gradient_checkpointing
-            grad = self._patches.run(parts["vision"], work, lean, for_queries=False)
-            for one in self._maps:
-                tokens = work.num_frames * self._model.connector.side**2
-                grad = one.run(parts["connector"], tokens, grad)
-        hidden = self._text.read(parts["language"], work.full, grad)
-        self._text.score(parts["head"], work.num_loss_tokens, hidden)
-        return parts
-
-
-class ProjectedCounter:
-    """Of one model whose tower and connector read every frame once, as it trains now.
-
-    Raises:
-        ConfigError: a language model whose layers are not attention and dense MLPs.
-    """
-
-    def __init__(self, model: Projected) -> None:
+    def __init__(self, model: OnePass) -> None:
         self._model, self._text = model, TextFlops(model.language)
 
     def micro_batch(self, shapes: Shapes, mode: Any = "one_pass") -> MicroBatchFlops:
@@ -185,15 +151,17 @@ class ProjectedCounter:
         return _totals(parts, self._count(needed(shapes)))
 
     def _count(self, work: Work) -> dict[str, Flops]:
-        parts, frame = {name: Flops() for name in PARTS}, of_frame(self._model, work.frame_size)
-        parts["vision"] = frame.vision.times(work.num_frames)
-        parts["connector"] = frame.connector.times(work.num_frames)
-        if isinstance(self._model, CrossAttentionModel):
-            tokens, pairs = work.context
-            context = Context(tokens * frame.num_tokens, pairs * frame.num_tokens, frame.grad)
-            hidden = self._text.read(parts["language"], work.full, False, context)
-        else:
-            hidden = self._text.read(parts["language"], work.full, frame.grad)
+        parts, grad, context = {name: Flops() for name in PARTS}, False, None
+        if not isinstance(self._model, BlindModel):
+            frame = of_frame(self._model, work.frame_size)
+            parts["vision"] = frame.vision.times(work.num_frames)
+            parts["connector"] = frame.connector.times(work.num_frames)
+            grad = frame.grad
+            if isinstance(self._model, CrossAttentionModel):
+                tokens, pairs = work.context
+                context = Context(tokens * frame.num_tokens, pairs * frame.num_tokens, grad)
+                grad = False  # of the text alone
+        hidden = self._text.read(parts["language"], work.full, grad, context)
         self._text.score(parts["head"], work.num_loss_tokens, hidden)
         return parts
 
@@ -216,7 +184,7 @@ COUNTERS: dict[type, Any] = {
     FoveatedLatentModel: LatentCounter,
     MultiTokenModel: OnePassCounter,
     BlindModel: OnePassCounter,
-    PerceiverModel: ProjectedCounter,
-    PrefixModel: ProjectedCounter,
-    CrossAttentionModel: ProjectedCounter,
+    PerceiverModel: OnePassCounter,
+    PrefixModel: OnePassCounter,
+    CrossAttentionModel: OnePassCounter,
 }

@@ -7,7 +7,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.models import tiny
 from vlm.errors import ConfigError
-from vlm.models.flop_blocks import Flops, attend, decoder_layers, linear_map
+from vlm.models.flops.layers import Flops, attend, decoder_layers, linear_map
 
 
 def test_a_map_and_what_of_it_asks_for_a_gradient() -> None:
