@@ -6,9 +6,7 @@ Both files only grow: a resume or a rollback takes back steps, not what happened
 alert is raised for (``vlm.train.health``).
 """
 
-import json
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 from vlm import dist
 from vlm.train.health import Alert
+from vlm.train.portable import dumps
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +58,5 @@ class Alerts:
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:
-    plain = {
-        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in {"time": round(time.time(), 3), **row}.items()
-    }
     with path.open("a", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(plain, allow_nan=False) + "\n")
+        file.write(dumps({"time": round(time.time(), 3), **row}) + "\n")

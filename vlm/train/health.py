@@ -3,7 +3,7 @@
 Pure Python on numbers that all ranks share, so all of them come to the same verdict without asking
 each other. A value is compared with the averages of those before it, then enters them, no further
 than the limit it broke. The state goes into the checkpoint. Not here: who is told
-(``vlm.train.alerts``), and how a step is left out or taken back (``vlm.train.loop``).
+(``vlm.train.alerts``), and how a step is left out or taken back (``vlm.train.incidents``).
 """
 
 import dataclasses

@@ -2,14 +2,14 @@
 
 The two files are the record; every row holds every column of ``COLUMNS``. TensorBoard and W&B are
 views of the same rows: one that cannot start or breaks is dropped with one warning, the run goes
-on. Not here: measuring (``vlm.train.loop``) and the report page (``vlm.evaluate.report``).
+on. Not here: measuring (``vlm.train.meter``), what makes a row (``vlm.train.watch``), and the
+report page (``vlm.evaluate.report``).
 """
 
 import csv
 import io
 import json
 import logging
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,6 +21,7 @@ from vlm.ckpt.files import replace_text
 from vlm.config_train import LogConfig
 from vlm.errors import CheckpointError, one_line
 from vlm.train.health import Alert
+from vlm.train.portable import dumps, revive
 from vlm.train.views import TensorBoard, WandB
 
 log = logging.getLogger(__name__)
@@ -256,7 +257,7 @@ def read_rows(path: Path) -> list[dict[str, Value]]:
                 f"metrics {path} line {number}: found {line[:60]!r}, expected a JSON object with a "
                 "`step`; remove that line"
             )
-        rows.append({name: _revive(value) for name, value in row.items()})
+        rows.append({name: revive(value) for name, value in row.items()})
     return rows
 
 
@@ -267,18 +268,8 @@ def _rows_until(path: Path, last_step: int, columns: Sequence[str]) -> list[dict
     return [row for row in rows if row["step"] <= last_step]  # type: ignore[operator]
 
 
-def _portable(value: Value) -> Value:
-    """JSON has no NaN: it goes as the string that ``float`` and every CSV reader understand."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _revive(value: Value) -> Value:
-    return float(value) if value in ("nan", "inf", "-inf") else value
-
-
 def _json_line(row: dict[str, Value]) -> str:
-    plain = {name: _portable(value) for name, value in row.items()}
-    return json.dumps(plain, allow_nan=False) + "\n"
+    return dumps(row) + "\n"
 
 
 def _csv_line(row: dict[str, Value]) -> str:

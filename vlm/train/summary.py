@@ -5,8 +5,6 @@ killed is one that is not running and says it is. Not here: the numbers of each 
 (``vlm.train.metrics``).
 """
 
-import json
-import math
 import platform
 import subprocess
 import time
@@ -19,6 +17,7 @@ import torch
 from vlm import dist
 from vlm.ckpt.files import replace_text
 from vlm.errors import one_line
+from vlm.train.portable import dumps
 
 SUMMARY = "run_summary.json"
 PACKAGES = ("deepspeed", "numpy", "torch", "transformers")
@@ -68,7 +67,7 @@ class RunSummary:
     def _write(self) -> None:
         if dist.is_main():
             values = {"status": self.status, "updated": _now(), **self._values}
-            replace_text(self._path, json.dumps(_portable(values), indent=1, allow_nan=False))
+            replace_text(self._path, dumps(values, indent=1))
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
@@ -90,10 +89,3 @@ def _git(folder: Path, *words: str) -> str:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _portable(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, dict):
-        return {name: _portable(part) for name, part in value.items()}
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
