@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -30,15 +32,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def make_step(*tokens: int, num_text: int = 0) -> Step:
-    """Micro-batches of two samples, without padding and frames."""
+def make_step(*tokens: int, num_text: int = 0, num_frames: int = 0) -> Step:
+    """Micro-batches of two samples, without padding."""
     return tuple(
         MicroBatch(
             rows=np.arange(2),
             epochs=np.zeros(2, np.int64),
             kind="video",
             num_tokens=n,
-            num_frames=0,
+            num_frames=num_frames,
             num_text=num_text,
             cost=float(n),
         )
@@ -62,6 +64,26 @@ def test_it_measures_steps_and_nothing_between_them(clock: Clock) -> None:
     assert values["balance"] == pytest.approx((1.0 + 90 / 60) / 2)
     assert values["text_frac"] == 2 / 8
     assert values["peak_memory_gb"] is None
+
+
+def test_frames_and_what_they_cost(clock: Clock) -> None:
+    measured = Meter(dataclasses.replace(POLICY, frame_cost=3.0), world_size=1)
+    for num_frames in (4, 6):
+        clock.now += 5
+        measured.step(make_step(10, 20, num_frames=num_frames), waited_s=0.0)
+    assert measured.values()["frames_per_s"] == (2 * 4 + 2 * 6) / 10
+    assert measured.cost_per_s == (60 + 3 * 20) / 10
+
+
+def test_time_that_is_paid_for_and_time_that_is_left(clock: Clock) -> None:
+    measured = Meter(POLICY, world_size=1)
+    for _ in range(4):
+        clock.now += 2
+        measured.step(make_step(10, 10), waited_s=0.0)
+    clock.now += 4  # a checkpoint, which the steps that are left will need, too
+    measured.pause()
+    assert (measured.lap(), measured.lap()) == (12, 0)
+    assert measured.left_s(6) == 12 / 4 * 6
 
 
 def test_only_the_last_steps_count(clock: Clock) -> None:

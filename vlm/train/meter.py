@@ -5,23 +5,22 @@ Not here: what the numbers are compared with (``vlm.train.health``).
 
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
 from vlm.data.plan import plan
-from vlm.data.plan.plan import Policy, Step
+from vlm.data.plan.plan import MicroBatch, Policy, Step
 
+#: steps that are averaged over
 WINDOW = 50
 
 
-@dataclass
-class _Tick:
+class _Tick(NamedTuple):
     seconds: float
     waited_s: float
-    samples: int
-    tokens: int
-    frames: int
+    step: Step
 
 
 def real_cost(step: Step, policy: Policy) -> float:
@@ -35,7 +34,6 @@ class Meter:
     def __init__(self, policy: Policy, world_size: int) -> None:
         self._policy, self._world_size = policy, world_size
         self._ticks: deque[_Tick] = deque(maxlen=WINDOW)
-        self._steps: deque[Step] = deque(maxlen=WINDOW)
         self._last = self._started = self._lap = time.perf_counter()
         #: since the start of the process, or the last rollback
         self.num_steps = 0
@@ -48,10 +46,7 @@ class Meter:
         """Counts one global step; returns the seconds it took."""
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
-        samples, tokens = sum(len(b.rows) for b in step), sum(b.num_tokens for b in step)
-        frames = sum(b.num_frames for b in step)
-        self._ticks.append(_Tick(seconds, waited_s, samples, tokens, frames))
-        self._steps.append(step)
+        self._ticks.append(_Tick(seconds, waited_s, step))
         self.num_steps += 1
         return seconds
 
@@ -66,12 +61,13 @@ class Meter:
         return (time.perf_counter() - self._started) / self.num_steps * num_steps
 
     def values(self) -> dict[str, float | None]:
-        summary = plan.summary(self._steps, self._policy, self._world_size)
+        steps = [tick.step for tick in self._ticks]
+        summary = plan.summary(steps, self._policy, self._world_size)
         peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
         return {
             "samples_per_s": self.samples_per_s,
-            "tokens_per_s": sum(tick.tokens for tick in self._ticks) / self._seconds,
-            "frames_per_s": sum(tick.frames for tick in self._ticks) / self._seconds,
+            "tokens_per_s": self._per_s(lambda batch: batch.num_tokens),
+            "frames_per_s": self._per_s(lambda batch: batch.num_frames),
             "data_wait_frac": self.data_wait_frac,
             "fill_frac": summary.fill_frac,
             "balance": summary.balance,
@@ -82,15 +78,18 @@ class Meter:
     @property
     def cost_per_s(self) -> float:
         """Of the samples, without padding."""
-        return sum(real_cost(step, self._policy) for step in self._steps) / self._seconds
+        return sum(real_cost(tick.step, self._policy) for tick in self._ticks) / self._seconds
 
     @property
     def samples_per_s(self) -> float:
-        return sum(tick.samples for tick in self._ticks) / self._seconds
+        return self._per_s(lambda batch: len(batch.rows))
 
     @property
     def data_wait_frac(self) -> float:
         return sum(tick.waited_s for tick in self._ticks) / self._seconds
+
+    def _per_s(self, count: Callable[[MicroBatch], int]) -> float:
+        return sum(count(batch) for tick in self._ticks for batch in tick.step) / self._seconds
 
     @property
     def _seconds(self) -> float:
