@@ -45,7 +45,10 @@ SMALL = {"free": 2**26, "total": 2**26, "writable": True}
         ({"code": None}, "the toolkit is not in the folder"),
         ({"gpus": [gpu(0)]}, "1 GPUs for 2 slots"),
         ({"gpus": [], "gpu_fault": "no answer"}, "0 GPUs for 2 slots (nvidia-smi: no answer)"),
-        ({"gpus": [gpu(0), gpu(1, fault="[GPU is lost]")]}, "GPU 1 does not answer: [GPU is lost]"),
+        (
+            {"gpus": [gpu(0, fault="[GPU is lost]"), gpu(1)]},
+            "1 GPUs for 2 slots (GPU 0 does not answer: [GPU is lost])",
+        ),
         ({"gpus": [gpu(0), gpu(1, num_processes=3)]}, "GPU 1 is in use: 3 processes"),
         ({"gpus": [gpu(0, used_mib=70000), gpu(1)]}, "GPU 0 is in use: 0 processes, 70000 MiB"),
         ({"gpus": [gpu(0, ecc_errors=2), gpu(1)]}, "GPU 0 has 2 uncorrected memory errors"),
@@ -70,6 +73,14 @@ def test_what_stands_in_the_way(changes: dict[str, Any], expected: str) -> None:
     [
         ({"open_files": 1024}, "ulimit -n is 1024"),
         ({"memory": {"free": 2**30, "total": 2**36}}, "1.0 GiB of memory free"),
+        (
+            {"gpus": [gpu(0), gpu(1), gpu(2, fault="[Unknown Error]")]},
+            "GPU 2 does not answer: [Unknown Error]",
+        ),
+        (
+            {"gpus": [gpu(0, fault="[GPU is lost]", ecc_errors=9), gpu(1), gpu(2)]},
+            "GPU 0 does not answer: [GPU is lost]",
+        ),
         ({"gpu_fault": "infoROM is corrupted"}, "nvidia-smi: infoROM is corrupted"),
         ({"gpus": [gpu(0, name="H100"), gpu(1, name="H100")]}, "GPUs differ: found H100"),
     ],

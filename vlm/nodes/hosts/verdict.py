@@ -152,19 +152,18 @@ def _judge_data(verdict: Verdict, wanted: Wanted) -> None:
 
 
 def _judge_gpus(verdict: Verdict) -> None:
-    """One GPU at fault is enough: a host runs on all its slots or not at all."""
-    gpus, slots = verdict.facts["gpus"], verdict.host.slots
-    said = verdict.facts["gpu_fault"]
-    complaint = f"nvidia-smi: {said}" if said else ""
-    if len(gpus) < slots:
-        because = f" ({complaint})" if complaint else ""
-        verdict.problems.append(f"{len(gpus)} GPUs for {slots} slots{because}")
-    elif complaint:
-        verdict.warnings.append(complaint)
-    for gpu in gpus[:slots]:
+    """One GPU too few is enough: a host runs on all its slots or not at all."""
+    gpus, slots, complaint = verdict.facts["gpus"], verdict.host.slots, verdict.facts["gpu_fault"]
+    said = [f"GPU {gpu['index']} does not answer: {gpu['fault']}" for gpu in gpus if gpu["fault"]]
+    said += [f"nvidia-smi: {complaint}"] if complaint else []
+    working = [gpu for gpu in gpus if not gpu["fault"]]
+    if len(working) < slots:
+        because = f" ({'; '.join(said)})" if said else ""
+        verdict.problems.append(f"{len(working)} GPUs for {slots} slots{because}")
+    else:
+        verdict.warnings += said
+    for gpu in working[:slots]:
         name = f"GPU {gpu['index']}"
-        if gpu["fault"]:
-            verdict.problems.append(f"{name} does not answer: {gpu['fault']}")
         if gpu["num_processes"] or (gpu["used_mib"] or 0) > IDLE_GPU_MIB:
             verdict.problems.append(
                 f"{name} is in use: {gpu['num_processes']} processes, {gpu['used_mib']} MiB"
