@@ -128,10 +128,3 @@ def test_what_needs_a_network_is_at_least_spelled_right() -> None:
         _, script, *arguments = shlex.split(command)
         assert script == "tools/precompute.py"
         assert parser.parse_args(arguments).root
-
-
-def test_links_lead_somewhere() -> None:
-    for page in (ROOT / "docs").glob("*.md"):
-        for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
-            if "://" not in target:
-                assert (page.parent / target).exists(), f"{page.name}: {target}"

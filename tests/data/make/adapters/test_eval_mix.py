@@ -129,7 +129,9 @@ def test_samples_are_copied_as_they_were(
     eval_mix.publish(candidates, [training], tmp_path / "out", num_samples=10)
     folders = [path.parent for paths in candidates.values() for path in paths]
     originals = {one["meta"]["id"]: one for folder in folders for one in opened(folder)}
-    for one in opened(tmp_path / "out"):
+    found = list(opened(tmp_path / "out"))
+    assert len(found) == 10
+    for one in found:
         assert originals[one["meta"]["id"]] | {"key": one["key"]} == one
 
 
