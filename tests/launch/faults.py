@@ -31,6 +31,7 @@ heartbeat.Heartbeat.beat = beat
 KILL_RANK = "os.kill(os.getpid(), signal.SIGKILL)"
 KILL_AGENT = "os.kill(os.getppid(), signal.SIGKILL)"
 STOP_RANK = "os.kill(os.getpid(), signal.SIGSTOP)"
+FREEZE_HOST = f"os.kill(os.getppid(), signal.SIGSTOP); {STOP_RANK}"
 
 
 class Faults:

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.launch.faults import KILL_AGENT, KILL_RANK, STOP_RANK, Faults
+from tests.launch.faults import FREEZE_HOST, KILL_AGENT, KILL_RANK, STOP_RANK, Faults
 from tests.launch.running import (
     PATIENCE_S,
     ROOT,
@@ -95,6 +95,18 @@ def test_a_rank_an_agent_and_a_frozen_rank(nodes: Nodes, tmp_path: Path) -> None
     assert "process: stopped" in (stacks / "rank_00000.txt").read_text()
     assert "loop.py" in (stacks / "rank_00001.txt").read_text()
     assert state(tmp_path)["num_failures"] == 3
+    assert exact(tmp_path) == exact(undisturbed())
+    nothing_left(tmp_path)
+
+
+def test_a_host_that_freezes(nodes: Nodes, tmp_path: Path) -> None:
+    """Agent and rank; ssh still answers, so that what is left there can be ended."""
+    faults = Faults(tmp_path)
+    faults.at(1, 9, FREEZE_HOST)
+    given = options(nodes, tmp_path, "--grace-s", 20, *faults.options)
+    output = finish(launcher(*given, *training(tmp_path, *LONG)))
+    assert "first failure: host 127.0.0.3: nothing was heard for 60 s" in output
+    assert "127.0.0.3: nothing is left there" in output
     assert exact(tmp_path) == exact(undisturbed())
     nothing_left(tmp_path)
 
