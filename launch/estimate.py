@@ -25,7 +25,8 @@ from vlm.engine import ds_config
 from vlm.engine.cpu import prepare_cpu
 from vlm.errors import ConfigError, command
 from vlm.train import data
-from vlm.train.estimate import Estimate, Fit, Hardware, as_dict, estimate
+from vlm.train.estimate import Estimate, as_dict, estimate
+from vlm.train.fits import Fit, Hardware
 
 COLUMNS = (
     "weights",

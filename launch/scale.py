@@ -24,7 +24,8 @@ from vlm.engine import ds_config
 from vlm.engine.cpu import prepare_cpu
 from vlm.errors import command
 from vlm.train import data
-from vlm.train.estimate import Hardware, estimate
+from vlm.train.estimate import estimate
+from vlm.train.fits import Hardware
 from vlm.train.scale import Machines, Scaled, Work, scale
 
 COLUMNS = (

@@ -51,6 +51,11 @@ class Sizes(NamedTuple):
     def num_trainable(self) -> int:
         return sum(map(sum, self.groups))
 
+    @property
+    def num_parameters(self) -> int:
+        """But packed ones."""
+        return self.num_trainable + sum(self.frozen)
+
 
 @dataclass(frozen=True)
 class StateBytes:
