@@ -85,6 +85,7 @@ def test_both_orders_are_judged_where_the_run_wants_them(run: Path) -> None:
     recipe = json.loads(path.read_text())
     judge(run, 1000)
     frames_first = json.loads((run / "eval.json").read_text())
+    looks = [path.read_bytes() for path in sorted((run / "attention").glob("*.png"))]
     assert frames_first["order"] == "frames_first" and frames_first["other_orders"] == {}
     recipe["data"]["eval_orders"] = ["question_first", "frames_first"]
     path.write_text(json.dumps(recipe))
@@ -104,6 +105,10 @@ def test_both_orders_are_judged_where_the_run_wants_them(run: Path) -> None:
     assert evaluation["loss"] == pytest.approx(losses, rel=1e-4)
     assert evaluation["loss"]["coarse_fine"] != pytest.approx(other["loss"]["coarse_fine"])
     assert "question first" in report and "frames first" in report
+    # a question that is read first changes where all but a clip's first frame are looked at
+    asked = [path.read_bytes() for path in sorted((run / "attention").glob("*.png"))]
+    several = [len(loaded.frames) > 1 for loaded in samples]
+    assert [one != other for one, other in zip(looks, asked, strict=True)] == several
 
 
 def test_a_run_that_trained_in_one_mode_is_judged_in_it(run: Path) -> None:
@@ -138,6 +143,20 @@ def test_held_out_samples_are_drawn_from_all_of_them(run: Path) -> None:
     for loaded in samples:
         colour = loaded.sample.conversation()[1].content
         assert abs(loaded.frames.mean((0, 1, 2)) - COLOURS[colour]).max() < 4
+
+
+def test_few_clips_are_shown_from_the_whole_range(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "NUM_CLIPS", 3)
+    judge(run, 1000)
+    recipe, _, _ = open_run(run)
+    _, samples, _ = held_out(recipe, 1000)
+    shown = [np.asarray(Image.open(p)) for p in sorted((run / "attention").glob("*.png"))]
+    assert len(shown) == 3
+    for picture, loaded in zip(shown, samples[::3], strict=True):
+        assert picture.shape[1] == 44 + (128 + 4) * len(loaded.frames)
+        assert np.abs(picture[20, 50].astype(int) - loaded.frames[0, 8, 8]).max() < 3
 
 
 def test_text_samples_are_not_judged_and_no_task_is_no_fault(tmp_path: Path) -> None:

@@ -126,14 +126,15 @@ def test_a_sample_does_not_feel_its_neighbours(mode: Mode) -> None:
     close(model(batch, mode=mode).loss_sum, torch.stack(alone).sum())
 
 
+@pytest.mark.parametrize("mode", FoveatedModel.train_modes)
 @pytest.mark.parametrize("coarse_weight", [0.0, 0.5])
 @pytest.mark.parametrize("samples", [[(0, 9), (0, 4)], [(1, 5)], SAMPLES])
 def test_every_parameter_gets_a_gradient_whatever_the_batch_holds(
-    samples: list[tuple[int, int]], coarse_weight: float
+    samples: list[tuple[int, int]], coarse_weight: float, mode: Mode
 ) -> None:
     """Else ZeRO reduces gradients of different parameters together, silently."""
     model = make_model(coarse_weight=coarse_weight)
-    model(make_batch(samples)).loss_sum.backward()
+    model(make_batch(samples), mode=mode).loss_sum.backward()
     missing = [n for n, p in model.named_parameters() if p.grad is None and "mask_token" not in n]
     assert missing == []
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.models.reference import sample, single
+from tests.models.reference import check_greedy, sample, single
 from tests.models.tiny import CONNECTOR, IMAGE, LANGUAGE, SIZE, VISION, make_batch
 from vlm.autoencoder import autoencoder
 from vlm.errors import ConfigError
@@ -20,12 +20,12 @@ SHAPE = (4, 2, 2)
 SAMPLES = [(3, 7), (1, 5), (4, 3)]
 
 
-def make_model(**connector) -> FoveatedLatentModel:
+def make_model(language=None, **connector) -> FoveatedLatentModel:
     torch.manual_seed(0)
     values = {"head": "film", "latent_channels": 4, "latent_size": 2, "autoencoder": None}
     config = LatentConfig(
         vision_config=VISION,
-        language_config=LANGUAGE,
+        language_config=LANGUAGE | (language or {}),
         connector={**CONNECTOR, **values, "reconstruction_weight": 0.5, **connector},
     )
     return FoveatedLatentModel(config).double().eval()
@@ -60,7 +60,8 @@ class Plain(NamedTuple):
 
 def plain(model, frames: Tensor, ids: Tensor, latents: Tensor, mode: str) -> Plain:
     connector, count = model.connector, len(frames)
-    text = ids[ids != IMAGE]
+    is_frame = (ids == IMAGE) & ((ids == IMAGE).cumsum(0) <= count)  # later ones were said
+    text = ids[~is_frame]
     words = model.language.embed(text)
     token = {n: getattr(connector, n).weight for n in ("coarse_token", "fine_token", "end_token")}
     queries, errors, asked_with = connector.q_static.weight.expand(count, -1), [], []
@@ -111,8 +112,11 @@ def test_losses_equal_plain_forwards_sample_by_sample(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", TASKS)
 @pytest.mark.parametrize("samples", [[(0, 9), (0, 4)], SAMPLES], ids=["text only", "video"])
-def test_every_parameter_gets_a_gradient(mode: str, samples: list[tuple[int, int]]) -> None:
-    model = make_model()
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_parameter_gets_a_gradient(
+    mode: str, samples: list[tuple[int, int]], tied: bool
+) -> None:
+    model = make_model(language={"tie_word_embeddings": tied})
     out = model(with_latents(make_batch(samples)), mode=mode)
     out.loss_sum.backward()
     missing = [n for n, p in model.named_parameters() if p.grad is None and "mask_token" not in n]
@@ -138,6 +142,22 @@ def test_visual_tokens_have_one_scale_each_in_training_and_frame_after_frame() -
     # with one frame there is nothing that could differ
     parallel, stepped = (model(batch, mode=m).parts["fine"] for m in ("joint", "autoregressive"))
     torch.testing.assert_close(parallel, stepped)
+
+
+def test_captions_are_what_forwards_without_a_cache_say() -> None:
+    def hidden(model, frames: Tensor, ids: Tensor) -> Tensor:
+        unused = torch.zeros(len(frames), *SHAPE, dtype=torch.float64)
+        return plain(model, frames, ids, unused, "caption").hidden
+
+    model = make_model()
+    check_greedy(model, make_batch(SAMPLES), hidden, 4)
+    # with one frame there is nothing that could differ frame after frame
+    single_frames = make_batch([(1, 6), (1, 3)])
+    found = [
+        model.generate(single_frames, mode=mode, eos_token_id=-1, max_new_tokens=4)
+        for mode in ("caption", "autoregressive")
+    ]
+    assert found[0] == found[1]
 
 
 def test_captions_are_generated_and_survive_a_round_trip(tmp_path: Path) -> None:

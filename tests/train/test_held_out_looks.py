@@ -3,6 +3,7 @@
 import errno
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -108,6 +109,19 @@ def test_a_rank_that_cannot_read_or_a_full_disk_holds_nobody_up() -> None:
     assert len(list(folder(recipe, 2).iterdir())) == 8
     (width, height) = Image.open(folder(recipe, 2) / "clip_00.png").size
     assert height == 14 + 2 * (128 + 4), "the static query's look alone, as it is trained"
+
+
+@pytest.mark.parametrize("order", ["frames_first", "question_first"])
+def test_frames_stand_where_the_run_has_them(order: str) -> None:
+    recipe = helpers.recipe(runs.new_folder(), f"data.eval_orders=[{order}]")
+    source = open_source(recipe, training=False)
+    built: Any = SimpleNamespace(eval=source, recipe=recipe)
+    ((frames, batch),) = held_out_looks._batches(built, ROWS[1:2])
+    loaded = Reader(source.catalog).read(ROWS[1])
+    assert frames is not None and (frames == loaded.frames).all()
+    expected = source.collator.encode(loaded, order == "question_first").input_ids
+    assert batch.input_ids.tolist() == expected
+    assert (batch.frame_index[0] == 0) == (order == "frames_first")
 
 
 def test_what_stands_in_for_a_sample_suits_models_with_latents(tmp_path: Path) -> None:
