@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -20,6 +21,7 @@ from vlm.engine import ladder
 from vlm.errors import HealthError
 from vlm.models.foveated import FoveatedModel
 from vlm.train import data
+from vlm.train.incidents import cross_entropy_of
 from vlm.train.metrics import read_rows
 
 STEPS = 8
@@ -182,3 +184,15 @@ def test_the_ladder_ends() -> None:
         assert said.startswith("step 1: ")
         assert "found no memory with gradient checkpointing" in said
     assert len(lines(recipe, "incidents.jsonl")) == len(ladder.RUNGS)
+
+
+def test_square_errors_of_latents_are_no_cross_entropy(tmp_path: Path) -> None:
+    """Else the first step of a model that starts at random would be called wrong."""
+    losses = {"loss": 2.2, "fine": 1.0, "coarse": 1.1, "caption": 5.6}
+    foveated = helpers.recipe(tmp_path).model
+    latent = helpers.recipe(tmp_path, "model.family=foveated_latent", "data.augment={}").model
+    assert cross_entropy_of(foveated, losses) == 1.0
+    assert cross_entropy_of(latent, losses) == 5.6
+    del losses["caption"]  # a mode that predicts no token
+    assert cross_entropy_of(latent, losses) is None
+    assert cross_entropy_of(foveated, {"loss": 3.0}) == 3.0

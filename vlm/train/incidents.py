@@ -7,9 +7,11 @@ incident is recorded with the keys of the step's samples. Not here: running step
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from vlm.ckpt.state import TrainState
+from vlm.config_model import LatentConfig, ModelConfig
 from vlm.config_train import HealthConfig
 from vlm.data.load.loader import LoadedStep
 from vlm.engine import ladder
@@ -44,10 +46,9 @@ def judge(run: Run, state: TrainState, watch: Watch, ran: Ran, *, log_it: bool) 
         HealthError: it has to stop.
     """
     result = read(ran.pending)
-    losses = result.losses
-    cross_entropy = losses.get("fine", losses.get("coarse", losses["loss"]))
     norm = None if math.isnan(result.grad_norm) else result.grad_norm
-    found = Found(losses["loss"], cross_entropy, norm, result.applied)
+    cross_entropy = cross_entropy_of(run.recipe.model, result.losses)
+    found = Found(result.losses["loss"], cross_entropy, norm, result.applied)
     if result.applied:
         watch.group_losses.add(result.groups)
     verdict = watch.health.after_step(ran.step, found)
@@ -67,6 +68,13 @@ def judge(run: Run, state: TrainState, watch: Watch, ran: Ran, *, log_it: bool) 
     if log_it and ran.step == state.step:
         watch.log_step(state, result, ran.loaded, ran.rates)
     return False
+
+
+def cross_entropy_of(model: ModelConfig, losses: Mapping[str, float]) -> float | None:
+    """Of predicting a token; None where a step predicts none."""
+    if isinstance(model.connector, LatentConfig):  # fine and coarse are square errors
+        return losses.get("caption")
+    return losses.get("fine", losses.get("coarse", losses["loss"]))
 
 
 def roll_back(run: Run, state: TrainState, watch: Watch) -> None:
