@@ -14,11 +14,12 @@ from typing import Any
 
 from tests.data.collators import make_collator
 from tests.data.conftest import IMAGE_TOKEN
+from tests.data.random_rows import make_policy
 from vlm.batch import Batch
 from vlm.config import AugmentConfig, DataConfig, StorageConfig
 from vlm.data.load.loader import Loader
 from vlm.data.plan import catalog
-from vlm.data.plan.plan import Plan, Policy, Position
+from vlm.data.plan.plan import Plan, Position
 from vlm.data.plan.planning import rows_from_catalog
 from vlm.data.text import chat
 
@@ -36,16 +37,13 @@ def open_loader(
     storage: StorageConfig | None = None,
 ) -> Loader:
     found = catalog.load([("train", manifest, 1)])
-    policy = Policy(
+    policy = make_policy(
         seed=11,
         batching="packed",
         micro_batches=MICRO_BATCHES,
         budget=60,
         frame_cost=2,
-        tokens_per_frame=1,
-        text_frac=0.2,
         window=40,
-        loss_on="answers",
     )
     collator = make_collator(
         chat.load_tokenizer(tokenizer, IMAGE_TOKEN),

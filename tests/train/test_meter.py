@@ -3,22 +3,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vlm.data.plan.plan import MicroBatch, Policy, Step
+from tests.data.random_rows import make_policy
+from vlm.data.plan.plan import MicroBatch, Step
 from vlm.train import meter
 from vlm.train.meter import Meter
 from vlm.train.metrics import COLUMNS
 
-POLICY = Policy(
-    seed=0,
-    batching="packed",
-    micro_batches=2,
-    budget=100,
-    frame_cost=0.0,
-    tokens_per_frame=1,
-    text_frac=0.5,
-    window=10,
-    loss_on="answers",
-)
+POLICY = make_policy(batching="packed", micro_batches=2, budget=100, frame_cost=0.0)
 
 
 class Clock:

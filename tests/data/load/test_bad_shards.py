@@ -17,13 +17,14 @@ from transformers import PreTrainedTokenizerFast
 from tests.data import damage, helpers
 from tests.data.collators import make_collator
 from tests.data.conftest import IMAGE_TOKEN
+from tests.data.random_rows import make_policy
 from vlm.batch import Batch
 from vlm.config import AugmentConfig, DataConfig
 from vlm.data.load.loader import LoadedStep, Loader
 from vlm.data.manifest import manifest
 from vlm.data.plan import catalog
 from vlm.data.plan.catalog import Catalog
-from vlm.data.plan.plan import Plan, Policy
+from vlm.data.plan.plan import Plan
 from vlm.data.plan.planning import rows_from_catalog
 from vlm.errors import DataError
 
@@ -57,16 +58,8 @@ def start(
     data: Catalog, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> Callable[..., Loader]:
     def make(found: Catalog = data, threads: int = 2, frac: float = 1.0, **kw: Any) -> Loader:
-        policy = Policy(
-            seed=5,
-            batching="packed",
-            micro_batches=8,
-            budget=150,
-            frame_cost=2,
-            tokens_per_frame=1,
-            text_frac=0.1,
-            window=30,
-            loss_on="answers",
+        policy = make_policy(
+            seed=5, batching="packed", budget=150, frame_cost=2, text_frac=0.1, window=30
         )
         config = DataConfig(
             train="unused",

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.data import helpers
 from tests.data.collators import make_collator
 from tests.data.conftest import IMAGE_TOKEN
+from tests.data.random_rows import make_policy
 from tests.waiting import wait_for
 from vlm.batch import Batch
 from vlm.config import AugmentConfig, DataConfig
@@ -27,7 +28,7 @@ from vlm.data.load.reader import Opened, Reader
 from vlm.data.manifest import manifest
 from vlm.data.plan import catalog
 from vlm.data.plan.catalog import Catalog
-from vlm.data.plan.plan import Plan, Policy, Position, assign
+from vlm.data.plan.plan import Plan, Position, assign
 from vlm.data.plan.planning import rows_from_catalog
 from vlm.data.text import chat
 from vlm.errors import DataError, TransientError
@@ -68,18 +69,8 @@ def collator(tokenizer: PreTrainedTokenizerFast) -> Collator:
 
 
 def make_plan(data: Catalog, **changes: Any) -> Plan:
-    policy = Policy(
-        seed=7,
-        batching="bucketed",
-        micro_batches=4,
-        budget=150,
-        frame_cost=2,
-        tokens_per_frame=1,
-        text_frac=0.25,
-        window=30,
-        loss_on="answers",
-    )
-    policy = dataclasses.replace(policy, **changes)
+    small = {"micro_batches": 4, "budget": 150, "frame_cost": 2, "text_frac": 0.25, "window": 30}
+    policy = make_policy(seed=7, **{**small, **changes})
     return Plan(rows_from_catalog(data, "answers"), policy, ["fingerprint"])
 
 

@@ -9,13 +9,14 @@ from transformers import PreTrainedTokenizerFast
 from tests.data import helpers
 from tests.data.collators import make_collator
 from tests.data.conftest import IMAGE_TOKEN
+from tests.data.random_rows import make_policy
 from vlm.data.load.faults import BadSamples
 from vlm.data.load.reader import Reader
 from vlm.data.load.samples import Samples, Wanted
 from vlm.data.manifest import manifest
 from vlm.data.plan import catalog
 from vlm.data.plan.catalog import Catalog
-from vlm.data.plan.plan import Plan, Policy
+from vlm.data.plan.plan import Plan
 from vlm.data.plan.planning import rows_from_catalog
 from vlm.errors import DataError
 
@@ -31,16 +32,8 @@ def data(tmp_path: Path, tokenizer_path: Path) -> Catalog:
 
 @pytest.fixture
 def samples(data: Catalog, tokenizer: PreTrainedTokenizerFast) -> Samples:
-    policy = Policy(
-        seed=1,
-        batching="packed",
-        micro_batches=1,
-        budget=200,
-        frame_cost=2,
-        tokens_per_frame=1,
-        text_frac=0.1,
-        window=30,
-        loss_on="answers",
+    policy = make_policy(
+        batching="packed", micro_batches=1, budget=200, frame_cost=2, text_frac=0.1, window=30
     )
     collator = make_collator(tokenizer, seed=1)
     plan = Plan(rows_from_catalog(data, "answers"), policy, ["fingerprint"])
