@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vlm import config, gpus
-from vlm.arguments import add_recipe, positive
+from vlm.arguments import add_recipe, positive, progress
 from vlm.engine import ds_config
 from vlm.engine.cpu import prepare_cpu
 from vlm.errors import command
@@ -76,7 +76,8 @@ def _work(args: argparse.Namespace, nodes: int) -> tuple[Work, dict[str, bool]]:
         cpu=False,
     )
     vocab = args.vocab_size or len(data.load_tokenizer(recipe))
-    found = estimate(recipe, resolved, vocab, hardware)
+    with progress(f"steps of the plan, {nodes} nodes") as advance:
+        found = estimate(recipe, resolved, vocab, hardware, advance)
     work = Work(
         num_trainable=found.num_trainable,
         num_parameters=found.num_parameters,

@@ -36,6 +36,7 @@ def amounts(shapes: Shapes) -> dict[str, int]:
     return {
         "padded": len(shapes.lengths) * max(shapes.lengths),
         "frames": shapes.num_frames,
+        "padded frames": len(shapes.frames) * max(shapes.frames),
         "learned": shapes.num_loss_tokens,
     }
 
@@ -56,7 +57,7 @@ def test_the_heaviest_are_found_wherever_in_the_run_they_are(tmp_path: Path) -> 
     real = [amounts(_shapes(plan, micro, size)) for one in run for micro in one.step]
     found = [amounts(shapes) for shapes in work.worst]
     where = {}
-    for aspect in ("padded", "frames", "learned"):
+    for aspect in ("padded", "frames", "padded frames", "learned"):
         most = max(one[aspect] for one in real)
         assert max(one[aspect] for one in found) == most
         where[aspect] = windows[[one[aspect] for one in real].index(most)]
@@ -65,7 +66,10 @@ def test_the_heaviest_are_found_wherever_in_the_run_they_are(tmp_path: Path) -> 
     # all together, at the price that the plan has for a frame
     price = 1 + recipe.data.frame_cost
     totals = [
-        [one["padded"] + price * one["frames"] + one["learned"] for one in some]
+        [
+            one["padded"] + price * (one["frames"] + one["padded frames"]) + one["learned"]
+            for one in some
+        ]
         for some in (found, real)
     ]
     assert max(totals[0]) == max(totals[1])

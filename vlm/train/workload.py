@@ -25,9 +25,9 @@ COUNTED_STEPS = 64
 ASSUMED_FRAMES, ASSUMED_TEXT = 64, 256
 #: tokens of a conversation before its first frame
 HEADER = 4
-#: weights of padded tokens, frames and learned tokens: each alone, where among equals the one with
-#: more of the rest counts, and all together
-ASPECTS = np.array([[1, 1e-6, 1e-6], [1e-6, 1, 1e-6], [1e-6, 1e-6, 1], [1, 1, 1]])
+#: weights of padded tokens, frames, frames padded as tokens are, and learned tokens: each alone,
+#: where among equals the one with more of the rest counts, and all together
+ASPECTS = np.vstack([np.eye(4) + 1e-6, np.ones(4)])
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ def _planned(
 def _heaviest(plan: Plan, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
     """Those with most of each aspect.
 
-    Memory grows with padded tokens, frames and learned tokens, at prices that depend on the model.
-    What is worst at any prices is near one of these.
+    Memory grows with each of them, at prices that depend on the model. What is worst at any prices
+    is near one of these.
     """
     per_frame, rows = plan.policy.tokens_per_frame, np.concatenate([m.rows for m in batches])
     sizes = np.array([len(micro.rows) for micro in batches])
@@ -125,6 +125,7 @@ def _heaviest(plan: Plan, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
     amounts = (
         sizes * np.maximum.reduceat(lengths, starts),
         price * np.add.reduceat(frames, starts),
+        price * sizes * np.maximum.reduceat(frames, starts),
         np.add.reduceat(learned, starts),
     )  # in tokens
     return [batches[index] for index in (ASPECTS @ np.stack(amounts)).argmax(axis=1)]
