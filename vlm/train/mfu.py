@@ -5,6 +5,7 @@ no other step counts anything. Not here: the count itself (``vlm.models.flops``)
 (``vlm.gpus``).
 """
 
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -32,10 +33,15 @@ def step_flops(run: Run, step: int, batches: Sequence[Batch]) -> float | None:
     try:
         counter = COUNTERS[type(model)](model)
     except ConfigError as error:  # no reason to end a run
-        log.warning("no MFU: %s", error)
+        _warn_once(str(error))
         return None
     own = sum(counter.micro_batch(shapes_of(batch), mode).model for batch in batches)
     return dist.all_reduce([own], run.engine.device)[0]
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    log.warning("no MFU: %s", reason)
 
 
 def peak_flops() -> float | None:
