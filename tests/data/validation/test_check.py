@@ -230,6 +230,20 @@ def test_a_bomb_is_named_by_its_header(tmp_path: Path) -> None:
     check(path, [("a", "a.png", "pixels")])
 
 
+@pytest.mark.parametrize(("kind", "mode"), [("png", "RGB"), ("webp", "RGB"), ("jpg", "CMYK")])
+def test_what_must_be_scaled_is_sound_where_a_size_is_given(
+    tmp_path: Path, kind: str, mode: str
+) -> None:
+    body = io.BytesIO()
+    Image.new(mode, (40, 20)).save(body, "JPEG" if kind == "jpg" else kind)
+    path = helpers.write_tar(tmp_path / "a.tar", [(f"a.{kind}", body.getvalue()), ("a.txt", b"a")])
+    check(path, [], Checks(size=16))
+    check(path, [("a", f"a.{kind}", "no RGB or gray JPEG where 20 x 40 are wanted")])
+    cut = body.getvalue()[:-40]
+    path = helpers.write_tar(tmp_path / "a.tar", [(f"a.{kind}", cut), ("a.txt", b"a")])
+    check(path, [("a", f"a.{kind}", "")], Checks(size=16))
+
+
 def test_latents_fit_their_frames(tmp_path: Path) -> None:
     (path,) = helpers.write_shards(tmp_path, [2, 1, 0, 2])
     latents = safetensors.numpy.save({"latents": np.zeros((2, 4, 2, 2), np.float16)})

@@ -20,6 +20,7 @@ from vlm.data.format.schema import MAX_FRAMES
 from vlm.errors import DataError, SampleError
 
 _JPEG = (".jpg", ".jpeg")
+_NOT_PLAIN = "an image that is no RGB or gray JPEG"
 
 
 class Sampling(NamedTuple):
@@ -68,8 +69,8 @@ def measure(content: Content, size: int | None, sampling: Sampling, where: str) 
         member = f"{where}, member {name}"
         shape = image_shape(name, image, member)
         shapes.add(shape if size is None else (size, size))
-        if size is None and not (name.endswith(_JPEG) and jpeg.plain_shape(image) == shape):
-            _check_square(shape, "an image that is no RGB or gray JPEG", member)
+        if size is None and not is_plain(name, image, shape):
+            _check_square(shape, _NOT_PLAIN, member)
     if len(shapes) > 1:
         raise SampleError(
             f"{where}: frames of several sizes {sorted(shapes)}; expected one, or a size to bring "
@@ -137,6 +138,11 @@ def image_shape(name: str, image: memoryview | bytes, where: str) -> tuple[int, 
     return height, width
 
 
+def is_plain(name: str, image: memoryview | bytes, shape: tuple[int, ...]) -> bool:
+    """Whether an image is decoded as it lies, in this (height, width); all others are scaled."""
+    return name.endswith(_JPEG) and jpeg.plain_shape(image) == shape
+
+
 def decode_image(name: str, image: memoryview | bytes, out: np.ndarray, where: str) -> None:
     """Decodes one image, scaled and cropped if it has another size.
 
@@ -148,7 +154,7 @@ def decode_image(name: str, image: memoryview | bytes, out: np.ndarray, where: s
         SampleError: what ``image_shape`` refuses, a damaged image, or H x W that is not square
             where the image must be scaled to it.
     """
-    if name.endswith(_JPEG) and jpeg.plain_shape(image) == out.shape[:2]:
+    if is_plain(name, image, out.shape[:2]):
         _decode_plain(image, out, where)
     else:
         _decode_scaled(name, image, out, where)
@@ -166,7 +172,8 @@ def _decode_plain(image: memoryview | bytes, out: np.ndarray, where: str) -> Non
 
 def _decode_scaled(name: str, image: memoryview | bytes, out: np.ndarray, where: str) -> None:
     height, width = image_shape(name, image, where)
-    _check_square(out.shape[:2], f"{height} x {width} pixels", where)
+    own = (height, width) == out.shape[:2]
+    _check_square(out.shape[:2], _NOT_PLAIN if own else f"{height} x {width} pixels", where)
     try:
         out[...] = load_image(io.BytesIO(image), out.shape[0])
     except SampleError as error:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vlm.batch import IGNORE_INDEX
 from vlm.data.format import layout, shards, tar
-from vlm.data.format.decode import decode_image, image_shape
+from vlm.data.format.decode import decode_image, image_shape, is_plain
 from vlm.data.format.digests import UNKNOWN, digest
 from vlm.data.format.frames import count_frames, extract_frames
 from vlm.data.format.latents import read_latents
@@ -228,7 +228,9 @@ class _SampleCheck:
     def _check_image(self, name: str, body: bytes) -> tuple[int, int]:
         shape = image_shape(name, body, _WHERE)
         if self.decode:
-            decode_image(name, body, np.empty((*shape, 3), np.uint8), _WHERE)
+            side = self.checks.size
+            wanted = shape if side is None or is_plain(name, body, shape) else (side, side)
+            decode_image(name, body, np.empty((*wanted, 3), np.uint8), _WHERE)
         return shape
 
     def _check_video(self, body: bytes) -> int:
