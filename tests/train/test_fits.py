@@ -14,10 +14,12 @@ from tests.train import helpers
 from tests.train.allocated import allocated
 from tests.train.families import FAMILIES, NO_DROPOUT
 from vlm.config_model import COMPONENTS
+from vlm.data.plan import planning
 from vlm.data.plan.plan import Position
 from vlm.gpus import Gpu
 from vlm.train import data, workload
 from vlm.train import model as models
+from vlm.train.activations import pass_bytes
 from vlm.train.fits import BY_SPEED, Fit, Hardware, _worst, sizes_of
 from vlm.train.fits import advice as advise
 
@@ -43,6 +45,24 @@ def test_the_heaviest_micro_batches_bound_what_any_of_the_plan_really_takes(
             peaks += [allocated(model, batch, mode).peak for batch in step.batches]
     assert len(peaks) >= 8
     assert 0.9 * worst.peak < max(peaks) <= 1.001 * worst.peak
+
+
+def test_the_worst_of_all_windows_is_among_the_few_that_are_tried(tmp_path: Path) -> None:
+    """Against the bytes of every micro-batch of the run; the worst is not in the first window."""
+    recipe = helpers.recipe(tmp_path, "data.window=16", "train.steps=8", *FAMILIES["multi_token"])
+    with torch.device("meta"):
+        model = models.build(recipe, 300)
+    work = workload.of_recipe(recipe, (1, 1), 1)
+    tried = _worst(model, recipe, work, torch.bfloat16)
+    _, plan = planning.open_plan(recipe)
+    peaks = {}
+    for planned in itertools.islice(plan.steps(), recipe.train.steps):
+        for micro in planned.step:
+            shapes = workload._shapes(plan, micro, tried.shapes.frame_size)
+            batch = workload.batch_of(shapes, plan.policy.tokens_per_frame)
+            found = pass_bytes(model, batch, torch.bfloat16).peak
+            peaks[planned.at.window] = max(found, peaks.get(planned.at.window, 0))
+    assert tried.bytes.peak == max(peaks.values()) > peaks[0]
 
 
 def test_an_autoencoder_that_makes_latents_lies_beside_the_model(tmp_path: Path) -> None:
