@@ -72,15 +72,14 @@ def run(decoder: Path) -> Path:
 def test_strips_show_frames_what_is_kept_and_what_was_expected(run: Path, decoder: Path) -> None:
     (run / "next_frames").mkdir()
     (run / "next_frames/999.png").touch()
-    result = run_tool(
-        "../launch/predict_frames", "--run", run, "--max-samples", 2, "--decoder", decoder
-    )
+    options = ("--max-samples", 2, "--decoder", decoder, "--mode", "caption")
+    result = run_tool("../launch/predict_frames", "--run", run, *options)
     assert result.returncode == 0, result.stderr
     names = sorted(path.name for path in (run / "next_frames").iterdir())
     assert names == ["000.png", "001.png"], "pictures of an earlier call are gone"
     assert "2 samples; mean error" in result.stdout and "of copying the frame" in result.stdout
     found = json.loads((run / "next_frames.json").read_text())["samples"]
-    recipe, _, _ = judge.open_run(run)
+    recipe, _, model = judge.open_run(run)
     held = judge.held_out(recipe, 2)
     kept = diffusers.AutoencoderKL.from_pretrained(decoder)
     for index, sample in enumerate(held.samples):
@@ -102,7 +101,12 @@ def test_strips_show_frames_what_is_kept_and_what_was_expected(run: Path, decode
             assert not (rows[2] == rows[1]).all()
         copied = [float(((latents[i] - latents[i - 1]) ** 2).mean()) for i in range(1, count)]
         assert found[index]["error_of_copying"] == pytest.approx(copied, rel=1e-4)
-        assert len(found[index]["error"]) == count
+        encoded = [held.collator.encode(sample)]
+        one = held.collator.batch(
+            [sample.frames], encoded, ["k"], "video", (16, 16), [sample.latents]
+        )
+        expected = ((model.predictions(one, "caption") - latents) ** 2).mean((1, 2, 3))
+        assert found[index]["error"] == pytest.approx(expected.tolist(), rel=1e-4)
 
 
 def test_its_looks_are_measured_and_drawn_while_it_trains(run: Path) -> None:

@@ -2,12 +2,16 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from tests.evaluate.world import make_run, make_samples
 from tests.tools.run_tool import error_line, run_tool
+from vlm.evaluate import patch_prediction
+from vlm.evaluate.judge import open_run
 from vlm.evaluate.patch_prediction import Predicted, Predictor, errors, fit
 
 
@@ -44,5 +48,24 @@ def test_a_run_from_the_command_line(tmp_path: Path) -> None:
     assert found["error_of_copying"] == found["gain_frac"] == 0  # these clips rest
     assert Predicted(1, 9, 9, 0.9, 1.0).gain_frac == pytest.approx(0.1)
     assert "6 held-out pairs" in result.stdout
-    far = run_tool("../launch/predict_patches", "--run", run, "--gap", 60)
-    assert "no clip has more than 60 frames" in error_line(far)
+    far = run_tool("../launch/predict_patches", "--run", run, "--gap", 4)
+    assert "no clip has more than 4 frames" in error_line(far)
+
+
+def test_pairs_are_of_one_clip_and_so_far_apart(tmp_path: Path) -> None:
+    """Clips that grow lighter by 20 a frame, from 0, 1, 2 ... on."""
+    samples = [
+        loaded._replace(
+            frames=np.stack([np.full((16, 16, 3), i + 20 * t) for t in range(1 + i % 4)]).astype(
+                np.uint8
+            )
+        )
+        for i, loaded in enumerate(make_samples(8))
+    ]
+    recipe, _, _ = open_run(make_run(tmp_path, samples))
+    vision = SimpleNamespace(patches=lambda frames: frames)
+    model = SimpleNamespace(device=torch.device("cpu"), vision=vision)
+    before, after = patch_prediction._pairs(model, recipe, 2, 8, training=False)
+    shades = [round(float(frame.mean())) for frame in before]
+    assert sorted(shades) == [2, 3, 6, 7, 23, 27]
+    assert [round(float(frame.mean())) for frame in after] == [shade + 40 for shade in shades]
