@@ -23,6 +23,19 @@ def test_what_is_said_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert os.path.getsize(path) == heartbeat.SIZE
 
 
+def test_a_beat_is_whole_whatever_shards_are_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "beat"
+    monkeypatch.setenv(BEAT_FILE, str(path))
+    heart = Heartbeat()
+    for count, named in ((0, 0), (60, 2), (200, 0)):
+        heart.beat("train", count, ["\u00e9" * count] * 3 if count else [])
+        found = heartbeat.read(path)
+        assert found is not None and found.step == count and len(found.shards) == named
+        assert os.path.getsize(path) == heartbeat.SIZE
+
+
 def test_nothing_is_written_where_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(BEAT_FILE, raising=False)
     heart = Heartbeat()

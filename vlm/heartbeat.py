@@ -44,8 +44,11 @@ class Heartbeat:
         if self._file is None:
             return
         named = [shard[-MAX_NAME:] for shard in shards[:MAX_SHARDS]]
-        text = json.dumps([phase, step, time.time(), named])
-        os.pwrite(self._file, text.encode()[: SIZE - 1].ljust(SIZE - 1) + b"\n", 0)
+        now = time.time()
+        # a name in other letters takes six bytes for each: what does not fit is not named
+        while len(text := json.dumps([phase, step, now, named])) >= SIZE:
+            named.pop()
+        os.pwrite(self._file, text.encode().ljust(SIZE - 1) + b"\n", 0)
 
 
 def read(path: Path) -> Beat | None:
