@@ -130,3 +130,11 @@ def test_language_models_that_cannot_look_are_refused(tmp_path: Path) -> None:
     plain.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="lora and quantize leave the base as it is"):
         registry.build(recipe(language={"pretrained": str(tmp_path), "lora": {}}), 50, 0)
+
+
+def test_no_number_is_read_from_the_device_to_see_frames() -> None:
+    """On the meta device there is none to read, so whoever waited for one would fail."""
+    model, batch = make(), make_batch(SAMPLES, per_frame=0)
+    real = model.context(batch)
+    found = model.to("meta").context(batch.to(torch.device("meta")))
+    assert (found.tokens.shape, found.mask.shape) == (real.tokens.shape, real.mask.shape)

@@ -48,3 +48,13 @@ def test_tokens_stand_where_a_list_puts_them(order: str, before: int) -> None:
         assert torch.equal(layout.batch.input_ids[layout.batch.target_index + 1], batch.targets)
     else:
         assert len(layout.batch.targets) == 0
+
+
+@pytest.mark.parametrize("order", ["text first", "no text", "frames first"])
+def test_no_number_is_read_from_the_device(order: str) -> None:
+    """On the meta device there is none to read, so whoever waited for one would fail."""
+    batch = make_batch(SAMPLES)
+    found, real = lay_out(batch.to(torch.device("meta")), order), lay_out(batch, order)
+    assert found.batch.input_ids.shape == real.batch.input_ids.shape
+    assert found.batch.frame_index.shape == real.batch.frame_index.shape
+    assert found.mode_index.is_meta
