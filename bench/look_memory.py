@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel
 
+from vlm.estimate.activations import Allocations
 from vlm.models import vision
 from vlm.models.vision import VisionEncoder
-from vlm.train.activations import Allocations
 
 LOOKS = 2
 

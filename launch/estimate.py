@@ -24,9 +24,9 @@ from vlm.arguments import add_recipe, positive, progress
 from vlm.engine import ds_config
 from vlm.engine.cpu import prepare_cpu
 from vlm.errors import ConfigError, command
+from vlm.estimate.estimate import Estimate, as_dict, estimate
+from vlm.estimate.fits import Fit, Hardware
 from vlm.train import data
-from vlm.train.estimate import Estimate, as_dict, estimate
-from vlm.train.fits import Fit, Hardware
 
 COLUMNS = (
     "weights",

@@ -23,10 +23,10 @@ from vlm.arguments import add_recipe, positive, progress
 from vlm.engine import ds_config
 from vlm.engine.cpu import prepare_cpu
 from vlm.errors import command
+from vlm.estimate.estimate import estimate
+from vlm.estimate.fits import Hardware
+from vlm.estimate.scale import Machines, Scaled, Work, scale
 from vlm.train import data
-from vlm.train.estimate import estimate
-from vlm.train.fits import Hardware
-from vlm.train.scale import Machines, Scaled, Work, scale
 
 COLUMNS = (
     "nodes,GPUs,ZeRO,fits,sent,sending,step,busy,checkpoint,MTBF,save every,lost,steps,hours,price"

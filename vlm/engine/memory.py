@@ -2,7 +2,7 @@
 
 Follows DeepSpeed 0.19.8 as ``vlm.engine.setup`` uses it (torch's AdamW, one group per component
 with decay and one without), stage by stage. ``tests/engine/test_memory.py`` holds it to engines
-that train. Not here: activations (``vlm.train.activations``), which no stage shares out.
+that train. Not here: activations (``vlm.estimate.activations``), which no stage shares out.
 
 P trains, F does not, W ranks.
 """

@@ -11,9 +11,10 @@ from tests.train import helpers
 from vlm.data.plan import planning
 from vlm.data.plan.position import Position
 from vlm.errors import DataError
+from vlm.estimate import workload
+from vlm.estimate.workload import _shapes
 from vlm.models.flops.shapes import Shapes, shapes_of
-from vlm.train import data, workload
-from vlm.train.workload import _shapes
+from vlm.train import data
 
 
 def test_shapes_are_those_of_the_batches_to_come(tmp_path: Path) -> None:

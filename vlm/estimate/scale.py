@@ -1,10 +1,9 @@
 """What more nodes give, on paper: communication, step, checkpoints, failures and price.
 
-On top of ``vlm.train.estimate``, which counts memory and operations of a rank. Each rank runs the
-same number of micro-batches, so that more nodes make a global step larger and the same samples
-take fewer steps. Formulas and where constants are from are in
-docs/scale.md. Not here: anything measured; ``launch/preflight.py`` and a run's own ``mfu_frac``
-replace what is assumed.
+On top of ``vlm.estimate.estimate``, which counts memory and operations of a rank. Each rank runs
+the same number of micro-batches, so that more nodes make a global step larger and the same samples
+take fewer steps. Formulas and where constants are from are in docs/scale.md. Not here: anything
+measured; ``launch/preflight.py`` and a run's own ``mfu_frac`` replace what is assumed.
 
 P trains, F does not, N ranks, A micro-batches of a rank in a step.
 """
@@ -56,7 +55,7 @@ class Work:
     """One rank's, which does not change with the number of nodes.
 
     Attributes:
-        compute_s: of a step, by ``vlm.train.estimate``.
+        compute_s: of a step, by ``vlm.estimate.estimate``.
         micro_batches: A.
         bucket: elements that are sent at a time.
         all_micro_batches: of the whole run, over all ranks.

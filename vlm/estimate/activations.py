@@ -5,7 +5,7 @@ whatever it keeps is counted as it is kept: by forward mode, freezing, gradient 
 pieces of the loss. Attention is made to keep what flash attention keeps, on a GPU as on a CPU.
 Gradients of parameters are taken away as they come: they are DeepSpeed's (``vlm.engine.memory``).
 
-``tests/train/test_activations.py`` compares with what real passes save.
+``tests/estimate/test_activations.py`` compares with what real passes save.
 """
 
 import contextlib

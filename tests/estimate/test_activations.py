@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.estimate.allocated import allocated
 from tests.models import cases, test_latent, tiny
 from tests.models import test_cross_attention as cross_attention
-from tests.train.allocated import allocated
 from vlm.autoencoder import shapes_of
+from vlm.estimate.activations import PassBytes, pass_bytes
 from vlm.models import registry
 from vlm.models.foveated import FoveatedModel
-from vlm.train.activations import PassBytes, pass_bytes
 
 BATCH = tiny.make_batch([(9, 12), (0, 5), (4, 30)])
 LOOKING = cross_attention.GPT2 | cases.NO_DROPOUT

@@ -2,7 +2,7 @@
 
 Every step that the run will take is planned, one window at a time. Without manifests a stated worst
 case stands in for a plan: micro-batches full of the longest videos that a sample may hold. Not
-here: memory and speed of them (``vlm.train.estimate``).
+here: memory and speed of them (``vlm.estimate.estimate``).
 """
 
 import itertools

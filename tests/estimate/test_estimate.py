@@ -6,9 +6,9 @@ import pytest
 
 from tests.train import helpers
 from tests.train.families import FAMILIES, PROJECTED
+from vlm.estimate.estimate import Estimate, estimate
+from vlm.estimate.fits import RESERVED, Hardware
 from vlm.gpus import Gpu
-from vlm.train.estimate import Estimate, estimate
-from vlm.train.fits import RESERVED, Hardware
 
 
 def run(folder: Path, *overrides: str) -> Estimate:

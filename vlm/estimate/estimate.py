@@ -1,8 +1,8 @@
 """Memory, time and price of a run that has not started: what fits where, and what it costs.
 
 1. The model is built on the meta device and frozen as the recipe says.
-2. The plan gives its heaviest micro-batches and some of its steps (``vlm.train.workload``).
-3. The heaviest say what fits (``vlm.train.fits``).
+2. The plan gives its heaviest micro-batches and some of its steps (``vlm.estimate.workload``).
+3. The heaviest say what fits (``vlm.estimate.fits``).
 4. Operations of the steps give time and price (``vlm.models.flops``).
 
 Not here: how it is shown (``launch/estimate.py``).
@@ -17,11 +17,11 @@ import torch
 
 from vlm.config import Recipe
 from vlm.engine import optim
+from vlm.estimate import fits, workload
+from vlm.estimate.fits import Fit, Hardware
+from vlm.estimate.workload import Workload
 from vlm.models.flops.counters import COUNTERS
-from vlm.train import fits, workload
 from vlm.train import model as models
-from vlm.train.fits import Fit, Hardware
-from vlm.train.workload import Workload
 
 
 @dataclass(frozen=True)

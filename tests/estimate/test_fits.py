@@ -9,19 +9,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.estimate.allocated import allocated
 from tests.models import test_latent, tiny
 from tests.train import helpers
-from tests.train.allocated import allocated
 from tests.train.families import FAMILIES, NO_DROPOUT
 from vlm.config_model import COMPONENTS
 from vlm.data.plan import planning
 from vlm.data.plan.plan import Position
+from vlm.estimate import workload
+from vlm.estimate.activations import pass_bytes
+from vlm.estimate.fits import BY_SPEED, Fit, Hardware, _worst, sizes_of
+from vlm.estimate.fits import advice as advise
 from vlm.gpus import Gpu
-from vlm.train import data, workload
+from vlm.train import data
 from vlm.train import model as models
-from vlm.train.activations import pass_bytes
-from vlm.train.fits import BY_SPEED, Fit, Hardware, _worst, sizes_of
-from vlm.train.fits import advice as advise
 
 GIB = 2**30
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from vlm.errors import ConfigError
-from vlm.train.scale import RESTART_S, SENT, Machines, Work, scale, sent_bytes
+from vlm.estimate.scale import RESTART_S, SENT, Machines, Work, scale, sent_bytes
 
 WORK = Work(
     num_trainable=800,

@@ -1,11 +1,11 @@
 """What fits: memory of the GPU with most on it, by part, for every ZeRO stage and offload.
 
 1. The heaviest micro-batches are passed through the model without contents; the one that asks for
-   most counts (``vlm.train.activations``).
+   most counts (``vlm.estimate.activations``).
 2. DeepSpeed's states come on top (``vlm.engine.memory``), frames, and what is reserved.
 
-Not here: which micro-batches there are (``vlm.train.workload``), time and price
-(``vlm.train.estimate``).
+Not here: which micro-batches there are (``vlm.estimate.workload``), time and price
+(``vlm.estimate.estimate``).
 """
 
 import math
@@ -20,11 +20,11 @@ from vlm.config import Recipe
 from vlm.config_model import LatentConfig
 from vlm.engine import memory
 from vlm.engine.memory import Sizes, StateBytes
+from vlm.estimate import workload
+from vlm.estimate.activations import PassBytes, pass_bytes
+from vlm.estimate.workload import Workload
 from vlm.gpus import Gpu
 from vlm.models.flops.shapes import Shapes
-from vlm.train import workload
-from vlm.train.activations import PassBytes, pass_bytes
-from vlm.train.workload import Workload
 
 #: driver, kernels, NCCL and what the allocator cannot use: bytes, and a share of the rest
 RESERVED, UNUSABLE_FRAC = 1 << 30, 0.05
