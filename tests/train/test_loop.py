@@ -1,22 +1,26 @@
 import csv
 import json
+import random
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.distributed import ranks
 from tests.train import helpers, runs
 from vlm import config
+from vlm.ckpt.state import rng_state
 from vlm.config import Recipe
 from vlm.data.plan.plan import Position
 from vlm.engine import optim
 from vlm.errors import ConfigError
 from vlm.models import registry
-from vlm.train import data
+from vlm.train import data, run
 from vlm.train.metrics import COLUMNS, read_rows
+from vlm.train.preempt import Preemption
 from vlm.train.run import make_folder
 
 Rows = list[dict]
@@ -225,3 +229,21 @@ def test_a_rate_of_zero_trains_nothing_there() -> None:
         if name.startswith("vision."):
             assert torch.equal(one, other), name
     assert not torch.equal(start.connector.q_init.weight, end.connector.q_init.weight)
+
+
+def states_at_the_start(recipe: Recipe, before: int) -> dict[str, object]:
+    """Random states of a run, in a process that drew other numbers before."""
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(before)
+    run.build_run(recipe, helpers.resolved(2, 1), runs.machine(), Preemption())
+    return rng_state()
+
+
+def test_random_states_are_a_function_of_the_recipe() -> None:
+    recipes = [helpers.recipe(runs.new_folder(), f"seed={seed}") for seed in (0, 0, 1)]
+    first, again, other = (
+        ranks(1).run(states_at_the_start, recipe, before)[0]
+        for before, recipe in enumerate(recipes)
+    )
+    assert first == again
+    assert all(first[kind] != other[kind] for kind in ("torch", "numpy", "python"))

@@ -4,11 +4,14 @@ Not here: what is done with them (``vlm.train.loop``).
 """
 
 import hashlib
+import random
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vlm.ckpt import load
 from vlm.ckpt.keep import Keep, finished_in
@@ -82,6 +85,9 @@ def build_run(
     tokenizer = data.load_tokenizer(recipe)
     train = data.open_source(recipe, tokenizer, training=True)
     held_out = data.open_source(recipe, tokenizer, training=False)
+    # no part of ours draws from these, but a library may; torch's is seeded with the weights
+    random.seed(recipe.seed)
+    np.random.seed(recipe.seed % 2**32)
     model = models.build(recipe, len(tokenizer))
     # what goes on has weights of its own, and outlives the stage before
     if recipe.model.init_from is not None and not finished_in(recipe.output_dir / "checkpoints"):

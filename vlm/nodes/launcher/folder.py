@@ -115,6 +115,8 @@ def detach(argv: Sequence[str], folder: Path) -> int:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            env=os.environ
+            | {"PYTHONUNBUFFERED": "1"},  # lines in the order in which they were said
             start_new_session=True,
         )
     deadline = time.monotonic() + DETACH_S
