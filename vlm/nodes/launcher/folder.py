@@ -115,8 +115,8 @@ def detach(argv: Sequence[str], folder: Path) -> int:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ
-            | {"PYTHONUNBUFFERED": "1"},  # lines in the order in which they were said
+            # its lines in the order in which they were said
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
     deadline = time.monotonic() + DETACH_S
