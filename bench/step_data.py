@@ -2,7 +2,8 @@
 
     python -m bench.step_data --output data/step
     python -m bench.step --recipe recipes/quickstart.yaml data.train=data/step/train.parquet \\
-        data.eval=data/step/train.parquet model.tokenizer=data/step/tokenizer data.budget=4000
+        data.eval=data/step/train.parquet model.tokenizer=data/step/tokenizer data.budget=4000 \\
+        data.text_frac=0.1
 
 Frames are noise of 32 px, log-uniform from 1 to 64; a text has about 60 tokens, of which the answer
 is half; one sample in ten is text alone. The same command makes the same bytes.
